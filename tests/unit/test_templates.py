@@ -128,3 +128,14 @@ def test_a_long_deep_valid_expression_still_runs(model: _llama.Model, preparing:
     source = "{{ " + "not " * 15_000 + "1 }}{{ messages[0].content }}"
     templates = preparing.submit(_llama.Templates, model, source).result()
     assert len(preparing.submit(templates.render, conversation("hi")).result()) > 0
+
+
+def test_a_text_answer_renders_the_conversation_once(
+    model: _llama.Model, preparing: ThreadPoolExecutor
+) -> None:
+    """llama.cpp would render it twice more, to find the beginning of the answer."""
+    source = (
+        "{% if not add_generation_prompt %}{{ raise_exception('twice') }}{% endif %}{{ messages[0].content }}"
+    )
+    templates = preparing.submit(_llama.Templates, model, source).result()
+    assert len(preparing.submit(templates.render, conversation("hi")).result()) > 0

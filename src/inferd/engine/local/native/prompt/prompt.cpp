@@ -128,6 +128,7 @@ std::unique_ptr<Prompts> Prompts::make(const llama_model *model, const std::stri
         auto made = within_template_budget(0, [&] { return common_chat_templates_init(model, source); });
         prompts->templates_ = {made.release(), common_chat_templates_free};
         prompts->nested_ = prompts->shows_nested_arguments();
+        prompts->thinking_ = prompts->turns_thinking_off();
         prompts->control_.resize(256);
         const int32_t n_vocab = llama_vocab_n_tokens(prompts->vocab_);
         for (llama_token token = 0; token < n_vocab; token++) {
@@ -142,14 +143,6 @@ std::unique_ptr<Prompts> Prompts::make(const llama_model *model, const std::stri
 
 Prompts::~Prompts() = default;
 
-bool Prompts::supports_thinking() const noexcept {
-    try {
-        return common_chat_templates_support_enable_thinking(templates_.get());
-    } catch (const std::exception &) {
-        return false;
-    }
-}
-
 bool Prompts::supports_tools() const noexcept { return supports("supports_tools"); }
 
 bool Prompts::supports_calls() const noexcept { return supports("supports_tool_calls"); }
@@ -161,6 +154,14 @@ bool Prompts::supports(const char *capability) const noexcept {
         const auto caps = common_chat_templates_get_caps(templates_.get());
         const auto found = caps.find(capability);
         return found != caps.end() && found->second;
+    } catch (const std::exception &) {
+        return false;
+    }
+}
+
+bool Prompts::turns_thinking_off() const noexcept {
+    try {
+        return common_chat_templates_support_enable_thinking(templates_.get());
     } catch (const std::exception &) {
         return false;
     }

@@ -78,7 +78,7 @@ class Prompts {
     // middle; the vocabulary must have the control tokens for that.
     bool raw(const std::string &text, const std::string *suffix, Rendered &out, std::string &error) const noexcept;
 
-    bool supports_thinking() const noexcept;
+    bool supports_thinking() const noexcept { return thinking_; }
     bool supports_tools() const noexcept;
     bool supports_calls() const noexcept;          // whether it shows earlier calls
     bool supports_several_calls() const noexcept;  // whether it shows several of one turn
@@ -90,6 +90,7 @@ class Prompts {
     Prompts() = default;
     bool supports(const char *capability) const noexcept;
     bool shows_nested_arguments() const noexcept;
+    bool turns_thinking_off() const noexcept;
     std::string disarm(const std::string &text, const std::string &mark) const;
     std::vector<size_t> turns(const std::vector<common_chat_msg> &messages, const std::string &prompt) const;
     bool begins_with_control(const std::string &text, size_t at) const { return control_at(text, at) != nullptr; }
@@ -99,7 +100,7 @@ class Prompts {
     const llama_vocab *vocab_ = nullptr;
     std::unique_ptr<common_chat_templates, void (*)(common_chat_templates *)> templates_{nullptr, nullptr};
     std::vector<std::vector<std::string>> control_;  // control token texts by their first byte
-    bool nested_ = true;
+    bool nested_ = true, thinking_ = false;
 };
 
 // Turns off the log of `common`, which quotes prompts and answers.
