@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from msgspec.structs import replace
 
 from inferd.engine.events import Frames
 from inferd.engine.local import _llama
+from inferd.engine.local.child.host import _Job as Job
 from inferd.engine.local.conversation import NOTHING, prepare
 from inferd.engine.local.schema import family_guides, notations, schema_check
 from inferd.engine.local.schema.family_repairs import repaired
@@ -46,6 +48,20 @@ def test_a_client_that_leaves_ends_the_work_before_the_next_compilation() -> Non
     left.cancel()
     with left, pytest.raises(InvalidRequest, match="its client has left"):
         guides().grammar(ANY_TEXT)
+
+
+@pytest.mark.parametrize("end", [Job.drop, Job.cancel])
+async def test_the_end_of_a_job_reaches_its_preparation_before_the_event_loop_runs_again(
+    end: Callable[[Job], None],
+) -> None:
+    job = Job(asyncio.get_running_loop())
+    job.task = asyncio.ensure_future(asyncio.sleep(PATIENCE_SECS))
+    with job.cancellation:
+        _llama.stop_if_cancelled()
+        end(job)
+        with pytest.raises(InvalidRequest, match="its client has left"):
+            _llama.stop_if_cancelled()
+    await asyncio.wait((job.task,))
 
 
 @pytest.mark.parametrize(

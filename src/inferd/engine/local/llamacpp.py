@@ -263,12 +263,13 @@ class LlamaCpp(Backend):
         """Begins to exchange cache states with the daemon's files. ``send`` sends a message to the daemon."""
         self.states = EngineStates(self._engine, send, idle_ms)
 
-    async def generate(self, request: GenerateRequest) -> Stream:
+    async def generate(self, request: GenerateRequest, left: _llama.Cancellation | None = None) -> Stream:
+        """Starts a request. ``left`` ends its preparation sooner than a cancelled task does."""
         if not self.ready() or self._loop is None:
             raise NotReady
         self._ahead.stop()
         trace = Trace(perf_counter())
-        cancellation = _llama.Cancellation()
+        cancellation = left or _llama.Cancellation()
         work = self._preparing.submit(self._submit, request, cancellation, trace)
         submitted = asyncio.wrap_future(work)
         try:

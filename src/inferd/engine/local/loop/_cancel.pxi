@@ -23,8 +23,8 @@ cdef class Cancellation:
     cdef CancelFlag flag
 
     def cancel(self):
-        with nogil:
-            self.flag.cancel()
+        # With the GIL: to get it back may take longer than all the rest of the cancellation.
+        self.flag.cancel()
 
     def __enter__(self):
         attach_cancel_flag(&self.flag)
