@@ -118,3 +118,20 @@ def test_one_thread_is_never_cut_off() -> None:
     governor = ThreadGovernor(1, False, 4)
     governor.set_single_thread_baseline(1)
     assert governor.deadline(0, 1, 512) == 0
+
+
+def test_short_prompts_follow_each_other_for_as_long_as_a_chunk_of_a_long_one_takes() -> None:
+    governor = ThreadGovernor(1, True, 4)
+    assert governor.fits(0, 14)
+    assert not governor.fits(1, 14)  # the time of a prompt token is not known yet
+    governor.measured(0, 0, 14, 14 * MS)
+    assert governor.chunk() == 50
+    assert governor.fits(14 * MS, 36)
+    assert not governor.fits(14 * MS, 37)
+    assert governor.fits(0, 10_000)  # the first chunk of a turn, however long the prompt is
+
+
+def test_a_chunk_advances_its_prompt_on_a_slow_machine() -> None:
+    governor = ThreadGovernor(1, True, 4)
+    governor.measured(0, 0, 10, 1000 * MS)
+    assert governor.chunk() == 16

@@ -65,11 +65,7 @@ cdef cbool give_up(void* data) noexcept nogil:
 
 
 cdef enum:
-    # µs. While other sequences decode, a prompt chunk takes about this long ...
-    PROMPT_SHARE_US = 50000
-    # ... but has at least this many tokens, so that every prompt advances.
-    MIN_CHUNK = 16
-    # The draft model is not cut off before this time, however short its steps are.
+    # µs. The draft model is not cut off before this time, however short its steps are.
     SHORTEST_DRAFT_US = 20000
 
 
@@ -108,7 +104,8 @@ cdef class Engine:
     cdef CAdapters adapters
     cdef readonly int n_adapters
     cdef const MediaSpan* media
-    cdef cbool prompt_is_next, hold_prompts, hold_drafts
+    cdef cbool hold_prompts, hold_drafts
+    cdef int64_t prompt_us  # of the prompt steps since the last decoding step
     cdef readonly bint drafts
     cdef bint always_draft
     cdef Model draft_weights
@@ -598,6 +595,7 @@ cdef class Engine:
             code = decode(self.ctx, self.batch)
         llama_synchronize(self.ctx)
         elapsed = llama_time_us() - started
+        self.prompt_us = self.prompt_us + elapsed if prompt > 0 else 0
         # 0: computed; 2: aborted by `give_up`; 1: the KV cache has no room; other: llama.cpp failed.
         if code == 0:
             self.governor.measured(started + elapsed, rows, prompt, elapsed, drafted)
@@ -634,8 +632,9 @@ cdef class Engine:
         a mixed batch in the same way. Unmixed batches also make the numbers computed for a prompt independent of other
         sequences.
 
-        Prompt steps and decoding steps alternate. While no sequence decodes, every step is a prompt step. Every step
-        is a decoding step while no prompt waits, or while a full shared cache holds prompts back (``hold_prompts``).
+        Prompt steps and decoding steps alternate. Short prompts follow each other for as long as a chunk of a long
+        prompt takes. While no sequence decodes, every step is a prompt step. Every step is a decoding step while no
+        prompt waits, or while a full shared cache holds prompts back (``hold_prompts``).
         """
         cdef Job* job
         cdef Job* prompt = NULL
@@ -650,8 +649,8 @@ cdef class Engine:
                 decoders += 1
             elif prompt == NULL or job.tokens.size() - job.n_past < prompt.tokens.size() - prompt.n_past:
                 prompt = job  # the shortest rest first: a short prompt overtakes a long one
-        self.prompt_is_next = not self.prompt_is_next
-        if prompt == NULL or (decoders > 0 and (self.hold_prompts or not self.prompt_is_next)):
+        if prompt == NULL or (decoders > 0 and (self.hold_prompts or not self.governor.fits(
+                self.prompt_us, prompt.tokens.size() - prompt.n_past))):
             # A decoding step, in slot order: llama.cpp computes sequences of neighbouring slots together. Each sequence
             # adds its token and its draft before the next sequence does; `add_draft` leaves rows for the others. A
             # batch has one LoRA adapter, so sequences with another adapter wait for their turn.
@@ -673,11 +672,9 @@ cdef class Engine:
             self.batched.push_back(prompt)
             return True
         # A chunk ends at the next medium, checkpoint mark or the prompt's end, and is bounded by the batch and, while
-        # other sequences decode and the pace is known, by their share of the time.
+        # other sequences decode, by the prompts' share of the time.
         rest = prompt.text_ahead()
-        room = self.n_batch
-        if decoders > 0 and self.governor.prompt_pace() > 0:
-            room = min(room, max(<size_t>(PROMPT_SHARE_US / self.governor.prompt_pace()), <size_t>MIN_CHUNK))
+        room = min(<size_t>self.n_batch, self.governor.chunk()) if decoders > 0 else self.n_batch
         if rest == room + 1 and room > 2:
             # ggml computes a single token with other kernels than several, with slightly different results. Leave
             # two tokens for the last chunk.

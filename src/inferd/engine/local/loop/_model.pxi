@@ -109,6 +109,12 @@ cdef class ThreadGovernor:
     def set_single_thread_baseline(self, int64_t one_token):
         self.governor.set_single_thread_baseline(one_token)
 
+    def chunk(self):
+        return self.governor.chunk()
+
+    def fits(self, int64_t spent, size_t tokens):
+        return self.governor.fits(spent, tokens)
+
     def deadline(self, int64_t now, int rows, int prompt):
         return self.governor.deadline(now, rows, prompt)
 

@@ -142,6 +142,8 @@ cdef extern from "native/threads.h" namespace "inferd" nogil:
         int threads()
         void set_single_thread_baseline(int64_t one_token)
         double prompt_pace()
+        size_t chunk()
+        cbool fits(int64_t spent, size_t tokens)
         int64_t predicted(int rows, int prompt)
         int64_t deadline(int64_t now, int rows, int prompt)
         double usual(int rows)

@@ -12,6 +12,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -30,6 +31,17 @@ class ThreadGovernor {
 
     // Expected µs for each further prompt token, 0 = not known yet.
     double prompt_pace() const { return prompt_pace_; }
+
+    // While other sequences decode, the prompts between two of their steps take about `kPromptShare`. A long prompt
+    // gets a chunk of this many tokens, ...
+    size_t chunk() const {
+        return prompt_pace_ > 0 ? std::max(static_cast<size_t>(kPromptShare / prompt_pace_), kLeastChunk)
+                                : SIZE_MAX;
+    }
+    // ... and short ones follow each other: whether `tokens`, the rest of a prompt, still fit after `spent` µs.
+    bool fits(int64_t spent, size_t tokens) const {
+        return spent == 0 || (prompt_pace_ > 0 && spent + tokens * prompt_pace_ <= kPromptShare);
+    }
 
     // The expected time of a step, in µs, at the slower of one thread's pace and the prompt pace; 0 = not known yet.
     int64_t predicted(int rows, int prompt) const {
@@ -99,6 +111,9 @@ class ThreadGovernor {
     static constexpr int64_t kForgotten = 500;
     // Timed steps of a probe. One more runs before them, which also pays for waking the threads.
     static constexpr int kProbeSteps = 3;
+    // µs; and the smallest chunk beside decoding sequences, so that every prompt advances.
+    static constexpr double kPromptShare = 50'000;
+    static constexpr size_t kLeastChunk = 16;
     // No step is cut off before this time, however short it usually is.
     static constexpr int64_t kShortestCut = 20'000;
     // The first probe waits this long if several threads beat the single-thread baseline: they are plainly worth it.
