@@ -5,7 +5,8 @@ own with a scripted backend, and one prompt. An agent passes if its exit status 
 corrected. If an agent fails, the exit status of the script is 1. With ``--record DIR``, the requests are
 stored for ``bench.agents.cached``, and agents that can continue a conversation get a second prompt. With
 ``--model FILE`` a model answers instead of the script, and an agent passes if its exit status is 0 and it
-prints text.
+prints text. With ``--silence SECS`` the script is silent before its first answer, like a model that reads a
+long prompt on a slow machine.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ CONTINUED: Mapping[str, Sequence[str]] = {
 }
 
 
-def run(agent: str, path: str, record: Path | None, model: Path | None, secs: float) -> str:
+def run(agent: str, path: str, record: Path | None, model: Path | None, secs: float, silence: float) -> str:
     """Runs one agent; returns the fault, or an empty text. With a ``record`` the agent gets a second prompt,
     if it can continue a conversation."""
     with tempfile.TemporaryDirectory(prefix="ifa-", dir="/tmp") as folder:
@@ -73,7 +74,7 @@ def run(agent: str, path: str, record: Path | None, model: Path | None, secs: fl
             "TERM": "dumb",
             "CI": "1",
         }
-        script = [sys.executable, "-m", "bench.agents.scripted", str(file), WRONG, RIGHT]
+        script = [sys.executable, "-m", "bench.agents.scripted", str(file), WRONG, RIGHT, str(silence)]
         if record is not None:
             script.append(str(record / f"{agent}.requests"))
         if model is not None:
@@ -160,6 +161,7 @@ def main() -> int:
     parser.add_argument("--bin", required=True, help="directories of the installed agents")
     parser.add_argument("--model", type=Path, metavar="FILE", help="a GGUF file to answer with")
     parser.add_argument("--secs", type=float, default=AGENT_SECS, help="the most time of a turn")
+    parser.add_argument("--silence", type=float, default=0.0, metavar="SECS", help="before the first answer")
     parser.add_argument("--record", type=Path, metavar="DIR", help="a directory for the requests")
     parser.add_argument("agents", nargs="*", default=tuple(ARGUMENTS))
     given = parser.parse_args()
@@ -169,7 +171,7 @@ def main() -> int:
         if shutil.which(agent, path=path) is None:
             print(f"| {agent} | not installed |", flush=True)
             continue
-        wrong = run(agent, path, given.record, given.model, given.secs)
+        wrong = run(agent, path, given.record, given.model, given.secs, given.silence)
         failed += bool(wrong)
         print(f"| {agent} {version(agent, path)} | {wrong or RESULT[given.model is None]} |", flush=True)
     return 1 if failed else 0

@@ -2,7 +2,7 @@
 
 The model is the default model with a context of 32,768 tokens instead of 8,192 (YaRN), and with the chat
 template of Qwen 2.5, which supports tools. The template comes from the sources of llama.cpp that the build
-has downloaded.
+has downloaded. Without a penalty the model repeats itself until the context is full.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from tests.demo_model import demo_model
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = ROOT / "vendor" / "llama.cpp" / "models" / "templates" / "Qwen-Qwen2.5-7B-Instruct.jinja"
 TRAINED, FACTOR = 8192, 4
+PENALTY = 1.3
 
 
 def write(path: Path) -> None:
@@ -29,6 +30,7 @@ def write(path: Path) -> None:
         "llama.rope.scaling.type": MetadataDetails(kind.STRING, "yarn"),
         "llama.rope.scaling.factor": MetadataDetails(kind.FLOAT32, float(FACTOR)),
         "llama.rope.scaling.original_context_length": MetadataDetails(kind.UINT32, TRAINED),
+        "general.sampling.penalty_repeat": MetadataDetails(kind.FLOAT32, PENALTY),
         "tokenizer.chat_template": MetadataDetails(kind.STRING, TEMPLATE.read_text()),
     }
     writer = gguf.GGUFWriter(path, "llama")

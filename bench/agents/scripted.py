@@ -3,12 +3,13 @@
 The script calls the tools that the agent offers, whatever their names: a tool that reads and a tool that
 edits, or else a shell. An agent without tools, such as aider, gets the whole corrected file as text.
 
-The arguments of the program are the path of the file, the old text, the new text, and a file for a record of
-all requests.
+The arguments of the program are the path of the file, the old text, the new text, the seconds of silence
+before the first answer of a conversation, and a file for a record of all requests.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shlex
 import sys
@@ -35,10 +36,11 @@ SHELLS = ("exec_command", "shell", "shell_command", "local_shell", "bash")
 class Scripted(Mock):
     """Chooses its answer by the conversation so far. It keeps no state between requests."""
 
-    def __init__(self, path: str, old: str, new: str, record: str | None) -> None:
+    def __init__(self, path: str, old: str, new: str, silence: float, record: str | None) -> None:
         able = Capabilities(v2=True, tools=True, thinking=True, n_ctx=WINDOW)
         super().__init__(capabilities=able)
         self._path, self._old, self._new = path, old, new
+        self._silence = silence
         self._record = None if record is None else Path(record)
 
     async def generate(self, request: GenerateRequest) -> Stream:
@@ -46,6 +48,8 @@ class Scripted(Mock):
             body, _ = messages.pack_generate(request)
             with self._record.open("ab") as file:
                 file.write(len(body).to_bytes(4, "little") + body)
+        if all(message.role != "assistant" for message in request.messages):
+            await asyncio.sleep(self._silence)
         scripted = Mock(self.name, tape=self._tape(request))
         return MockStream(scripted, request)
 
@@ -95,13 +99,13 @@ def _properties(tool: Tool) -> dict[str, Any]:
 
 
 def main() -> int:
-    path, old, new, *record = sys.argv[1:]
+    path, old, new, silence, *record = sys.argv[1:]
 
     def read() -> Any:
         return sources.read({})
 
     def build(settings: Settings, entry: BackendEntry, *more: Any) -> Mock:
-        return Scripted(path, old, new, record[0] if record else None)
+        return Scripted(path, old, new, float(silence), record[0] if record else None)
 
     return start.run(read, build)
 

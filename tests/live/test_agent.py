@@ -77,6 +77,16 @@ def test_the_window_and_a_quarter_of_it_are_set() -> None:
     assert set(INSTALL) == set(AGENTS)
 
 
+def test_a_long_silence_of_the_model_does_not_end_the_turn() -> None:
+    served = Served(base="http://h:1", key="k", model="m", window=32_768)
+    table = next(each for each in AGENTS["codex"](served).arguments if "model_providers" in each)
+    assert "stream_idle_timeout_ms = 3600000" in table
+    qwen = AGENTS["qwen"](served)
+    generation = json.loads(qwen.files["defaults.json"])["model"]["generationConfig"]
+    assert (generation["timeout"], generation["streamIdleTimeoutMs"]) == (3_600_000, 3_600_000)
+    assert qwen.env["QWEN_STREAM_MAX_LIFETIME_MS"] == "3600000"
+
+
 def test_names_a_missing_bridge_model_or_agent(
     bridge: BridgeProcess,
     tmp_path: Path,

@@ -15,6 +15,9 @@ OUTPUT_SHARE = 4
 
 _COMPACT_PERCENT = 80
 
+_PATIENCE_MS = 3_600_000
+"""For agents that give up a silent stream after minutes: a slow machine reads a long prompt for longer."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
@@ -75,6 +78,7 @@ def codex(served: Served) -> Launch:
         "base_url": f"{served.base}/v1",
         "env_key": "INFERD_AGENT_KEY",
         "wire_api": "responses",
+        "stream_idle_timeout_ms": _PATIENCE_MS,
     }
     table = ", ".join(f"{name} = {json.dumps(value)}" for name, value in provider.items())
     settings = {
@@ -111,9 +115,14 @@ def opencode(served: Served) -> Launch:
 
 
 def qwen(served: Served) -> Launch:
-    """Returns how to launch Qwen Code, which reads the window from its settings. The user's own settings
-    override these defaults."""
-    defaults = {"model": {"generationConfig": {"contextWindowSize": served.window}}}
+    """Returns how to launch Qwen Code, which reads the window and its patience from its settings. The user's
+    own settings override these defaults."""
+    generation = {
+        "contextWindowSize": served.window,
+        "timeout": _PATIENCE_MS,
+        "streamIdleTimeoutMs": _PATIENCE_MS,
+    }
+    defaults = {"model": {"generationConfig": generation}}
     return Launch(
         program="qwen",
         arguments=("--auth-type", "openai"),
@@ -122,6 +131,7 @@ def qwen(served: Served) -> Launch:
             "OPENAI_API_KEY": served.key,
             "OPENAI_MODEL": served.model,
             "QWEN_CODE_MAX_OUTPUT_TOKENS": str(served.output),
+            "QWEN_STREAM_MAX_LIFETIME_MS": str(_PATIENCE_MS),
             "QWEN_CODE_SYSTEM_DEFAULTS_PATH": f"{DIRECTORY}/defaults.json",
         },
         files={"defaults.json": json.dumps(defaults)},
