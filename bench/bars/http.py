@@ -246,6 +246,7 @@ def streams() -> bool:
         for number in range(1, tokens + 1):
             process.release(STREAMS)
             time.sleep(max(0.0, began + number / TOKENS_PER_SEC - time.monotonic()))
+        process.release(STREAMS)  # the ends of the streams
         for thread in threads:
             thread.join()
         share = (processor(pid) - used) / (time.monotonic() - began)

@@ -2,7 +2,7 @@
 // PYTHON, with the address of the daemon in INFERD_ADDRESS. Writes a JSON object a line, as node_client.mjs does. Zod
 // itself validates each answer.
 
-import { execFileSync } from "node:child_process";
+import { spawnSync } from "node:child_process";
 import { mkdtempSync, readFileSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -15,6 +15,7 @@ import * as z from "zod";
 const [base, model, python] = process.argv.slice(2);
 const max_tokens = 500;
 const CUT = "cut off by the limit of tokens";
+const REFUSED = "refused by the SDK, which sent nothing"; // its strict form has no tuples and no open objects
 const word = z.string().max(16);
 
 const cat = z.object({ kind: z.literal("cat"), lives: z.int().min(1).max(9) });
@@ -51,6 +52,7 @@ async function check(sdk, name, run) {
     if (found === CUT) note = CUT;
   } catch (error) {
     if (error.name === "Error" && error.message.includes("the length limit was reached")) note = CUT;
+    else if (error.message.includes("strict Structured Outputs")) note = REFUSED;
     else wrong = `${error.name}: ${error.message}`.slice(0, 400);
   }
   console.log(JSON.stringify({ sdk: `${sdk} (Node) ${version}`, check: name, wrong, note }));
@@ -86,7 +88,8 @@ for (const [name, kind] of Object.entries(kinds)) {
   await check("zod", `${name}, inferd run`, () => {
     const file = join(folder, `${name}.json`);
     writeFileSync(file, JSON.stringify(schema));
-    const answer = execFileSync(python, ["-m", "inferd", "run", "--json-schema", file, "--max-tokens", `${max_tokens}`, content]);
-    return kind.parse(JSON.parse(answer.toString()));
+    const run = ["-m", "inferd", "run", "--json-schema", file, "--max-tokens", `${max_tokens}`, content];
+    const { stdout, stderr } = spawnSync(python, run, { encoding: "utf8" });
+    return stderr.startsWith("(cut after") ? CUT : kind.parse(JSON.parse(stdout));
   });
 }
