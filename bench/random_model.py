@@ -14,7 +14,6 @@ import numpy as np
 
 from tests.demo_model import demo_model
 from tests.gguf_files import copy_keys, write_file
-from tests.tiny_llama import control_tokens
 
 WIDTH, FEED_FORWARD, HEADS, KV_HEADS = 2048, 5632, 32, 4
 TYPES = {name: gguf.GGMLQuantizationType[name] for name in ("Q4_0", "Q8_0")}
@@ -23,7 +22,9 @@ TYPES = {name: gguf.GGMLQuantizationType[name] for name in ("Q4_0", "Q8_0")}
 def write(path: Path, layers: int = 22, kind: str = "Q8_0") -> None:
     """Writes the model to ``path``. All layers have equal matrices of the quantisation ``kind``."""
     random = np.random.default_rng(7)
-    control = control_tokens()
+    reader = gguf.GGUFReader(demo_model())
+    kinds = reader.fields["tokenizer.ggml.token_type"].contents()
+    control = np.array(kinds) == gguf.TokenType.CONTROL
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(8192)
     writer.add_embedding_length(WIDTH)
@@ -33,7 +34,7 @@ def write(path: Path, layers: int = 22, kind: str = "Q8_0") -> None:
     writer.add_head_count_kv(KV_HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(len(control))
-    copy_keys(gguf.GGUFReader(demo_model()), writer, "tokenizer.")
+    copy_keys(reader, writer, "tokenizer.")
 
     def add(name: str, rows: int, columns: int, blank: np.ndarray | None = None) -> np.ndarray:
         matrix = random.standard_normal((rows, columns), dtype=np.float32) / np.sqrt(columns)

@@ -18,14 +18,14 @@ SHARE = 0.8
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def budget_bytes(used: int, asked: int = 0) -> int:
+def budget_bytes(private: int, asked: int = 0) -> int:
     """Returns how many bytes all models together may take: ``asked``, unless ``asked`` is 0. If ``asked`` is
-    0, returns ``SHARE`` of the available memory plus the bytes that models have ``used`` already, or 0 if the
-    available memory is unknown."""
+    0, returns ``SHARE`` of the available memory plus the ``private`` bytes of the loaded models, or 0 if the
+    available memory is unknown. Their mapped files count as available already."""
     if asked:
         return asked
     available = available_bytes()
-    return int(SHARE * (available + used)) if available else 0
+    return int(SHARE * (available + private)) if available else 0
 
 
 def context_sizes(card: ModelCard, n_ctx: int | None, permits: int) -> Sequence[tuple[int, int]]:
@@ -76,13 +76,16 @@ def _meminfo() -> int:
 
 
 def _group_room() -> int:
-    """Returns the bytes that the cgroup of this process may still take, or 0 if the cgroup has no limit."""
+    """Returns the bytes that the cgroup of this process may still take, or 0 if the cgroup has no limit. The
+    kernel takes cached files back when it needs their memory."""
     try:
         path = Path("/proc/self/cgroup").read_text().rpartition("::")[2].strip().lstrip("/")
         group = _CGROUP / path
         limit = (group / "memory.max").read_text().strip()
         if limit == "max":
             return 0
-        return max(1, int(limit) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        cached = int(stat["file"]) - int(stat["shmem"])
+        return max(1, int(limit) - int((group / "memory.current").read_text()) + cached)
+    except (OSError, ValueError, KeyError):
         return 0

@@ -13,7 +13,7 @@ import asyncio
 import functools
 import math
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ from inferd.config.entries import LlamaCppEntry
 from inferd.config.settings import Settings
 from inferd.daemon.backends import Build, in_thread, started
 from inferd.daemon.build import build_key
-from inferd.engine.backend import Backend
+from inferd.engine.backend import Backend, EngineState
 from inferd.errors import (
     AdmissionClosed,
     DeadlineExceeded,
@@ -245,8 +245,8 @@ class Residency:
         held = memory.part_here(card, len(entry.rpc), entry.n_gpu_layers)
         sizes = memory.context_sizes(held, entry.n_ctx, self.settings.active_permits)
         while True:
-            used = self._used()
-            budget = memory.budget_bytes(used, self.settings.memory_budget_bytes)
+            used, private = self.memory(member.backend for member in self._router.members)
+            budget = memory.budget_bytes(private, self.settings.memory_budget_bytes)
             fitting = next(((n, size) for n, size in sizes if not budget or used + size <= budget), None)
             # Prefer a shorter context to unloading a model that may be needed again.
             if fitting is not None:
@@ -277,14 +277,13 @@ class Residency:
         if self._residents.get(victim) is resident and not resident.pinned:
             await self.unload(victim, "another model needs its memory")
 
-    def _used(self) -> int:
-        """Returns the memory that all loaded models take, in bytes."""
-        states = [member.backend.engine_state() for member in self._router.members]
-        return self.used_by_residents() + sum(0 if state is None else state.taken_bytes for state in states)
-
-    def used_by_residents(self) -> int:
-        """Returns the memory that the models on demand take, in bytes."""
-        return sum(resident.memory_bytes() for resident in self._residents.values())
+    def memory(self, others: Iterable[Backend]) -> tuple[int, int]:
+        """Returns the bytes that the models on demand and the ``others`` take, and those without a file."""
+        residents = self._residents.values()
+        states = [backend.engine_state() or EngineState() for backend in others]
+        taken = sum(state.taken_bytes for state in states) + sum(each.memory_bytes() for each in residents)
+        states += [each.backend.engine_state() or EngineState() for each in residents]
+        return taken, sum(state.private_bytes for state in states)
 
     # Unloading.
 

@@ -9,7 +9,7 @@ requests run on the new model, or on the old one if the reload has failed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from inferd import log
@@ -25,8 +25,8 @@ _log = log.get("backends")
 class Residents(Protocol):
     """The models on demand."""
 
-    def used_by_residents(self) -> int:
-        """Returns the memory that the models on demand take, in bytes."""
+    def memory(self, others: Iterable[Backend]) -> tuple[int, int]:
+        """Returns the bytes that they and the ``others`` take, and those without a file."""
 
     async def unload_idle(self, reason: str) -> bool:
         """Unloads the least recently used idle model. Returns whether there was one."""
@@ -70,8 +70,8 @@ class Room:
     def _fits(self, settings: Settings, backend: Backend, others: Collection[Backend]) -> bool:
         from inferd.daemon import memory
 
-        used = self._models.used_by_residents() + sum(map(_taken_by, others))
-        budget = memory.budget_bytes(used, settings.memory_budget_bytes)
+        used, private = self._models.memory(others)
+        budget = memory.budget_bytes(private, settings.memory_budget_bytes)
         return not budget or used + _taken_by(backend) <= budget
 
     async def _put_to_rest(self, slot: BackendSlot) -> None:

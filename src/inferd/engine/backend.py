@@ -56,8 +56,8 @@ class Capabilities(NamedTuple):
 class EngineState(NamedTuple):
     """The state of the engine process of a model. ``file_bytes`` is the size of the model's files.
     ``estimate_bytes`` is the memory that the process may need, or 0 between :meth:`Backend.rest` and
-    :meth:`Backend.wake`. ``restarts`` is the number of restarts since the daemon started. ``last_end`` is the
-    reason why the last process ended.
+    :meth:`Backend.wake`. ``private_bytes`` is the part of ``memory_bytes`` that no file backs. ``restarts``
+    is the number of restarts since the daemon started. ``last_end`` is the reason why the last process ended.
 
     ``silent_secs`` is the time since the process's last sign of life, or 0 if that time is normal.
     ``problem`` is the reason why the model does not serve. ``cage`` maps each layer of the sandbox to
@@ -76,6 +76,7 @@ class EngineState(NamedTuple):
     cache_disk_bytes: int = 0
     cache_files_removed: int = 0
     estimate_bytes: int = 0
+    private_bytes: int = 0
 
     @property
     def taken_bytes(self) -> int:

@@ -142,14 +142,15 @@ class EngineProcess:
         """Whether the process accepts jobs."""
         return self.loaded is not None and not self._link.closed
 
-    def memory_bytes(self) -> int:
-        """Returns the resident memory of the process in bytes, mapped model included, or 0 if the system does
-        not report it."""
+    def memory_bytes(self) -> tuple[int, int]:
+        """Returns the resident memory of the process in bytes, mapped model included, and the part of it that
+        no file backs. Returns zeros if the system does not report them."""
         try:
-            pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
-        except (OSError, ValueError, IndexError):
-            return 0
-        return pages * os.sysconf("SC_PAGE_SIZE")
+            resident, shared = map(int, Path(f"/proc/{self.pid}/statm").read_text().split()[1:3])
+        except (OSError, ValueError):
+            return 0, 0
+        page = os.sysconf("SC_PAGE_SIZE")
+        return resident * page, (resident - shared) * page
 
     async def load(self, load: m.Load, fds: Sequence[int], progress: Progress) -> m.Loaded:
         """Loads a model. Does not close ``fds``. Raises ModelError if loading fails or the process ends."""

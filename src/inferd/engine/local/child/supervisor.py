@@ -98,10 +98,8 @@ class HostedModel(Backend):
         self._deaths: deque[float] = deque(maxlen=LOOP_DEATHS)
         self._in_a_row = self._restarts = 0
         self._served_since = 0.0
-        self._last_reason = ""
-        self._broken = ""
-        self._resting = False
-        self._closed = False
+        self._last_reason = self._broken = ""
+        self._resting = self._closed = False
         self._on_crash_loop: Callable[[], None] = lambda: None
 
     def on_crash_loop(self, call: Callable[[], None]) -> None:
@@ -124,9 +122,10 @@ class HostedModel(Backend):
 
     def engine_state(self) -> EngineState:
         process = self._process
+        resident, private = (0, 0) if process is None else process.memory_bytes()
         return EngineState(
             pid=process.pid if process is not None else 0,
-            memory_bytes=process.memory_bytes() if process is not None else 0,
+            memory_bytes=resident,
             file_bytes=self._file_bytes,
             restarts=self._restarts,
             last_end=self._last_reason,
@@ -136,6 +135,7 @@ class HostedModel(Backend):
             cache_disk_bytes=self._store.bytes() if self._store is not None else 0,
             cache_files_removed=self._store.removed() if self._store is not None else 0,
             estimate_bytes=0 if self._resting else self._estimate_bytes,
+            private_bytes=private,
         )
 
     # The process.
