@@ -19,8 +19,9 @@ import pytest
 from PIL import Image
 
 from inferd.engine.events import Done
+from inferd.engine.local import _llama
 from inferd.engine.local.llamacpp import LlamaCpp
-from inferd.engine.local.media import MAX_SIDE
+from inferd.engine.local.media import MAX_SIDE, to_item
 from inferd.engine.requests import GenerateRequest, Media, Message
 from inferd.errors import AttachmentUnsupported, InvalidRequest, ModelError
 from tests.requests import generate_request
@@ -148,6 +149,16 @@ NO_PICTURES = [
     (Media("image", bytes(png(picture(3)).data)[:-40], mime="image/png"), "damaged"),
     (Media("image", bytes(png(picture(3)).data), mime="image/jpeg"), "not image/jpeg"),
 ]
+
+
+async def test_no_more_pictures_are_unpacked_for_a_client_that_has_left(tmp_path: Path) -> None:
+    async with seeing(tmp_path) as engine:
+        left = _llama.Cancellation()
+        with left:
+            assert to_item(png(picture(1)), engine._family.projector)
+            left.cancel()
+            with pytest.raises(InvalidRequest, match="its client has left"):
+                to_item(png(picture(1)), engine._family.projector)
 
 
 async def test_a_picture_that_cannot_be_used_is_refused_with_the_reason(tmp_path: Path) -> None:

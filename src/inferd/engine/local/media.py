@@ -35,7 +35,8 @@ are never empty."""
 
 def to_item(media: Media, projector: _llama.Projector | None) -> Item:
     """Returns the engine's form of an attachment. Raises ``AttachmentUnsupported`` if the model does not
-    support its kind or type, and ``InvalidRequest`` if it is invalid."""
+    support its kind or type, and ``InvalidRequest`` if it is invalid or the request is cancelled."""
+    _llama.stop_if_cancelled()
     if projector is None or not (projector.vision if media.kind == "image" else projector.audio):
         raise AttachmentUnsupported(f"the model takes no {media.kind} attachments")
     if media.kind == "image":
