@@ -39,7 +39,8 @@ class Busy:
         self.config = directory / "config.json"
         self.held = held
         write_config(self.config, "old", random_llama())
-        self.process = daemon(backend="", config=self.config, threads=1, active_permits=1, log_level="info")
+        options = {"threads": 1, "active_permits": 1, "drain_timeout_secs": 100}
+        self.process = daemon(backend="", config=self.config, **options)
         self.process.wait_ready()
         self.engine = engine(self.process)
         os.kill(self.engine, signal.SIGSTOP)
@@ -117,3 +118,15 @@ def test_a_newer_reload_keeps_the_old_model(busy: Busy, short_dir: Path) -> None
     assert busy.ends() == [("done", OLD), ("done", OLD)]
     assert engines(busy.process) == [busy.engine]
     busy.process.note_resources()
+
+
+def test_a_stop_while_room_is_made_lets_the_requests_finish(busy: Busy, short_dir: Path) -> None:
+    other = short_dir / f"{NEW}.gguf"
+    other.symlink_to(random_llama())
+    busy.reload("new", other)
+    busy.process.wait_event("making_room")
+    busy.process.signal(signal.SIGTERM)
+    busy.process.wait_event("stopping")
+    busy.go_on()
+    assert busy.ends() == [("done", OLD), ("done", OLD)]
+    assert busy.process.wait() == 0

@@ -47,10 +47,10 @@ class Reload:
         self.room = Room(self.router, self.queues, home.models)
         self.told: list[object] = []
 
-    async def make(self) -> None:
+    async def make(self, new: Mock | None = None) -> None:
         await self.room.make(
             self.settings,
-            Large("new"),
+            new or Large("new"),
             self.old,
             self.router.members,
             lambda phase, details: self.told.append(details["unloading"]),
@@ -77,6 +77,12 @@ async def test_no_more_models_rest_than_must(home: Home, room_for: int, resting:
     assert reload.resting() == reload.told == resting
     assert [name for name in "abc" if reload.room.rests(reload.slot(name))] == resting
     assert reload.room.end() == resting
+    assert reload.resting() == []
+
+
+async def test_a_backend_without_a_model_needs_no_room(home: Home) -> None:
+    reload = Reload(home, MIB)
+    await reload.make(Mock("new"))
     assert reload.resting() == []
 
 

@@ -72,7 +72,8 @@ class Room:
 
         used, private = self._models.memory(others)
         budget = memory.budget_bytes(private, settings.memory_budget_bytes)
-        return not budget or used + _taken_by(backend) <= budget
+        needed = _taken_by(backend)
+        return not needed or not budget or used + needed <= budget
 
     async def _put_to_rest(self, slot: BackendSlot) -> None:
         queue = self._queues.of(self._router.queue_of(slot))
