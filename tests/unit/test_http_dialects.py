@@ -92,6 +92,28 @@ def test_requests_of_claude_code_are_accepted() -> None:
     assert [turn["role"] for turn in request.turns] == ["system", "user", "assistant", "user"]
 
 
+def test_new_sessions_of_claude_code_in_one_project_have_one_head() -> None:
+    """The environment is behind the system prompt, and so behind the tools in the template."""
+
+    def session(number: int, status: str, prompt: str) -> list[dict[str, Any]]:
+        billing = f"x-anthropic-billing-header: cc_version=2.1.332.{number};"
+        body = {
+            "model": "m",
+            "max_tokens": 1,
+            "system": [{"type": "text", "text": billing}, {"type": "text", "text": "A"}],
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": prompt}]},
+                {"role": "system", "content": [{"type": "text", "text": f"# Environment\n{status}"}]},
+            ],
+        }
+        return messages.read(body).generation.turns
+
+    one, other = session(629, "clean", "hi"), session(197, "M a.py", "go on")
+    assert one[0] == other[0] == {"role": "system", "content": [text_block("A")]}
+    assert one[1] == {"role": "user", "content": [text_block("# Environment\nclean"), text_block("hi")]}
+    assert other[1]["content"] == [text_block("# Environment\nM a.py"), text_block("go on")]
+
+
 def test_a_message_of_the_assistant_at_the_end_is_continued() -> None:
     body = {"model": "m", "max_tokens": 1, "messages": [*HI, {"role": "assistant", "content": "{"}]}
     request = messages.read(body).generation
