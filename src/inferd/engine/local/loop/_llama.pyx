@@ -48,9 +48,23 @@ include "_prompt.pxi"
 include "_guide.pxi"
 include "_embed.pxi"
 include "_cancel.pxi"
-include "_cache.pxi"
-include "_drafts.pxi"
-include "_sampling.pxi"
+include "_cache_for_tests.pxi"
+include "_drafts_for_tests.pxi"
+include "_sampling_for_tests.pxi"
+
+
+cdef SamplingParams settings_of(sampling):
+    """Converts an :class:`inferd.sampling.SamplingParams` in which no value is ``None``."""
+    cdef SamplingParams settings
+    settings.temperature = sampling.temperature
+    settings.top_p = sampling.top_p
+    settings.top_k = min(sampling.top_k, 2**31 - 1)
+    settings.min_p = sampling.min_p
+    settings.repeat_penalty = sampling.repeat_penalty
+    settings.presence_penalty = sampling.presence_penalty
+    settings.frequency_penalty = sampling.frequency_penalty
+    settings.seed = sampling.seed
+    return settings
 
 
 cdef struct StepGuard:

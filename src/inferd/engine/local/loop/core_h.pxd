@@ -189,7 +189,7 @@ cdef extern from "native/sampling/draft_model.h" namespace "inferd" nogil:
         Earnings earnings
 
 
-cdef extern from "native/cache/prefix.h" namespace "inferd" nogil:
+cdef extern from "native/cache/match.h" namespace "inferd" nogil:
     cdef cppclass PieceOf:
         pass
     cdef cppclass Match:

@@ -39,7 +39,7 @@
 #include "sampling/drafts.h"
 #include "sampling/logprobs.h"
 #include "media.h"
-#include "cache/prefix_plan.h"
+#include "cache/types.h"
 #include "sampling/sampling.h"
 #include "text.h"
 

@@ -1,5 +1,5 @@
-"""Converts a request's JSON Schemas to guides, which constrain the token loop, and to checks of the finished
-answer.
+"""Converts a request's JSON Schemas to guides, which constrain the answer's tokens, and to checks of the
+finished answer. The token loop filters the tokens in native/sampling/sampling.h.
 
 llguidance is loaded from the extension module of its Python package. Rewritten schemas are cached, because
 every request of a conversation repeats its tools and formats.

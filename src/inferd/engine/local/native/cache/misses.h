@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "cache/prefix_plan.h"
+#include "cache/types.h"
 
 namespace inferd {
 

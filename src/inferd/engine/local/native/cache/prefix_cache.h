@@ -18,7 +18,7 @@
 #include <utility>
 
 #include "cache/misses.h"
-#include "cache/prefix_plan.h"
+#include "cache/types.h"
 
 namespace inferd {
 

@@ -18,7 +18,7 @@
 #include <memory>
 #include <vector>
 
-#include "cache/prefix.h"
+#include "cache/match.h"
 #include "host.h"
 #include "llama.h"
 

@@ -19,7 +19,7 @@
 #include <utility>
 
 #include "llama.h"
-#include "cache/prefix.h"
+#include "cache/match.h"
 #include "threads.h"
 
 namespace inferd {

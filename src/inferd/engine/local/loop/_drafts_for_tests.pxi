@@ -1,4 +1,5 @@
-# Speculative decoding as a Python class, without a token loop. Part of _llama.pyx.
+# Python classes over the native speculative decoding, without a token loop, for tests. The token loop uses the C++
+# classes. Part of _llama.pyx.
 
 
 cdef class Drafter:

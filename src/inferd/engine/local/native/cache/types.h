@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "cache/checkpoints.h"
-#include "cache/prefix.h"
+#include "cache/match.h"
 
 namespace inferd {
 

@@ -1,19 +1,5 @@
 # Python functions over the native sampling, for tests and benches: a whole draw, and top-p alone, ours and
-# llama.cpp's. The token loop samples in C++; a request uses only settings_of of this file. Part of _llama.pyx.
-
-
-cdef SamplingParams settings_of(sampling):
-    """Converts an :class:`inferd.sampling.SamplingParams` in which no value is ``None``."""
-    cdef SamplingParams settings
-    settings.temperature = sampling.temperature
-    settings.top_p = sampling.top_p
-    settings.top_k = min(sampling.top_k, 2**31 - 1)
-    settings.min_p = sampling.min_p
-    settings.repeat_penalty = sampling.repeat_penalty
-    settings.presence_penalty = sampling.presence_penalty
-    settings.frequency_penalty = sampling.frequency_penalty
-    settings.seed = sampling.seed
-    return settings
+# llama.cpp's. The token loop calls native/sampling/sampling.h instead. Part of _llama.pyx.
 
 
 def draws(Model model, const float[::1] logits, sampling, int count):
