@@ -1,5 +1,5 @@
-"""Four clients send requests at once. Their prompts have the same long beginning, like four agents with one
-system prompt.
+"""Four clients send requests at once. Their prompts begin with the same long text, as those of four agents
+with one system prompt do.
 
 The case measures the time until the last client has its first token. A server that computes the common
 beginning only once needs little more time than for a single client. The time of a single client is measured

@@ -1,4 +1,6 @@
-"""Warns if a running daemon has other settings than the command."""
+"""Warns if the environment or the config file of this command has settings that differ from those of the
+running daemon. Flags are not compared.
+"""
 
 from __future__ import annotations
 

@@ -258,7 +258,7 @@ def list_command(as_json: bool) -> None:
     """List the stored models and the catalogue.
 
     The memory of a stored model is computed from the header of its file, for the configured context and
-    number of requests. `inferd ps` shows the measured memory of a loaded model.
+    number of requests. `inferd ps` shows the resident memory of a loaded model's process.
     """
     from inferd.store.catalogue import CATALOGUE, HUB_MODELS
     from inferd.store.models import ModelStore

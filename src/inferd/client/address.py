@@ -1,8 +1,9 @@
 """Finds the addresses of a daemon's surfaces, and makes the errors of failed connections.
 
 An address is the path of a Unix socket or ``tcp://IP:port``. A client may be given the address of v1 alone.
-If this address is a socket with a default file name, the client looks for the other surfaces in the same
-directory. A client without an address uses the default addresses. A client with an address never uses the
+If that socket has the default file name of a v1, v2 or framed socket, the client expects the sockets of the
+other surfaces in the same directory. Otherwise, and over TCP, their addresses must be given; v2 alone falls
+back to the v1 address. A client without an address uses the default addresses. A client with an address never uses the
 default ones, since those may belong to another daemon.
 """
 

@@ -49,8 +49,8 @@ class LimitOptions:
         _LIMITS,
         Seconds(),
         30.0,
-        "The maximum time for a backend to become ready after it is built. With 0, the backend must be "
-        "ready at once.",
+        "How long the daemon waits for a backend to become ready after it is built. If the time runs out, "
+        "the start or the reload fails. With 0, a backend that is not ready at the first check fails.",
         reload=True,
     )
     drain_timeout_secs: float = option(
@@ -64,8 +64,9 @@ class LimitOptions:
         _LIMITS,
         Seconds(),
         60.0,
-        "The daemon closes a connection if the client does not read its answer for this time. 0 means no "
-        "limit.",
+        "The daemon closes a connection if more than 64 KiB of output wait for the client to read, and the "
+        "client needs more than this time to bring them below 16 KiB. When the daemon closes a connection "
+        "itself, it waits this time at most for the client to read the rest. 0 means no limit.",
         key="limits.write_timeout_secs",
         reload=True,
     )

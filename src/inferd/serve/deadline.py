@@ -17,7 +17,8 @@ def deadline_of(request: WireRequest) -> float | None:
 
 
 class Alarm:
-    """Calls ``ring`` at ``when`` of the event loop's clock, unless its ``with`` block ends first."""
+    """Calls ``ring`` when the event loop's clock reaches ``when``, unless the ``with`` block ends before. Does
+    nothing if ``when`` is ``None``."""
 
     __slots__ = ("_handle",)
 

@@ -1,7 +1,8 @@
 """The writing half of a connection.
 
-* ``write`` never waits. ``writable`` waits while more than ``HIGH_WATER_BYTES`` of output wait for the client
-  to read. A client that does not read them within the write timeout is dropped.
+* ``write`` never waits. If more than ``HIGH_WATER_BYTES`` of output wait for the client to read, ``writable``
+  waits until at most a quarter of that is left. A client that needs longer for this than the write timeout is
+  dropped.
 * All writes of one event loop iteration are sent together, up to ``FLUSH_BYTES``.
 """
 
@@ -33,7 +34,7 @@ class Output(asyncio.BufferedProtocol):
         self.framed = False
         """Whether each line that is written goes out as a frame."""
         self.blocked = False
-        """Whether the unread output exceeds the high-water mark."""
+        """Whether the unread output has exceeded the high-water mark, and not yet shrunk to a quarter of it."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -89,5 +90,5 @@ class Output(asyncio.BufferedProtocol):
             self._write_alarm = self._loop.call_later(self._write_timeout, self._gone, "write timeout")
 
     def _gone(self, why: str) -> None:
-        """Called when the client has not read for the write timeout."""
+        """Called when the output has been blocked, or a connection has been closing, for the write timeout."""
         raise NotImplementedError

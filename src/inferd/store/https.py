@@ -182,7 +182,8 @@ class Https(Source):
 
 
 def hub_access() -> tuple[str, dict[str, str]]:
-    """Returns the hub's address, and the headers that authenticate the user. Raises FetchError."""
+    """Returns the address of the Hugging Face hub, and the headers that authenticate the user. Without
+    ``HF_TOKEN`` there are no headers. Raises FetchError if ``HF_ENDPOINT`` or ``HF_TOKEN`` is invalid."""
     hub = os.environ.get("HF_ENDPOINT", "").rstrip("/") or HUB
     if not hub.startswith("https://"):
         raise FetchError(f"HF_ENDPOINT is {hub!r} and not an https address")

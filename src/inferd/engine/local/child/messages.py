@@ -95,13 +95,14 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     ``parts`` is the number of the model's files. ``projector`` and ``draft_model`` add one descriptor each.
     The last descriptors are those of the ``adapters``. ``cache_mib`` limits the memory of saved prefixes.
     ``ahead_tokens`` limits the part of the next prompt that is computed after an answer. ``keep_thinking``
-    keeps earlier thinking that the template would omit. ``drafts`` is ``auto``, ``on`` or ``off``. If
-    ``files`` is set, the daemon keeps cache states in files, and the engine offers one after
-    ``file_after_ms`` without a job. ``cage`` is a profile of :mod:`inferd.engine.local.child.cage`.
-    ``chat_template`` is the Jinja text that replaces the model's own template. ``workers`` are the addresses
-    of RPC workers, which compute a part of the model. Without a GPU here, the workers compute the last
-    ``worker_layers`` layers (-1: all). With a GPU, the workers and the GPU together compute ``n_gpu_layers``
-    layers. A load waits at most ``worker_absent_secs`` for a worker that cannot be reached.
+    leaves earlier thinking in the prompt where the template would omit it, if the client sends it back.
+    ``drafts`` is ``auto``, ``on`` or ``off``. If ``files`` is set, the daemon keeps cache states in files,
+    and the engine offers one after ``file_after_ms`` without a job. ``cage`` is a profile of
+    :mod:`inferd.engine.local.child.cage`. ``chat_template`` is the Jinja text that replaces the model's own
+    template. ``workers`` are the addresses of RPC workers, which compute a part of the model. Without a GPU
+    here, the workers compute the last ``worker_layers`` layers (-1: all). With a GPU, the workers and the GPU
+    together compute ``n_gpu_layers`` layers. A load waits at most ``worker_absent_secs`` for a worker that
+    cannot be reached.
     """
 
     name: str

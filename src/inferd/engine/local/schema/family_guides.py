@@ -70,8 +70,9 @@ def answer(guides: Guides, prompt: _llama.Prompt, held: Held) -> _llama.Guide | 
 def calls(
     guides: Guides, prompt: _llama.Prompt, syntax: bytes, held: Mapping[str, Held], required: bool
 ) -> _llama.Guide | None:
-    """Returns a guide for tool calls. The guide applies from the first token on if a call is ``required``,
-    else from the beginning of a call.
+    """Returns a guide for tool calls. If a call is ``required``, the guide constrains the whole answer.
+    Otherwise it constrains the answer from the mark that begins a call. If the format has no such mark, the
+    guide constrains the whole answer and allows free text.
 
     ``syntax`` is the prompt's syntax, which may be repaired. Returns ``None`` if the grammar cannot express
     the format, or if all schemas together are too large. Without a guide, llama.cpp's own grammar enforces
