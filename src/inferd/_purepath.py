@@ -49,8 +49,8 @@ class LineSplitter:
     Bytes are added by ``get_buffer`` and ``buffer_updated``, as in an ``asyncio.BufferedProtocol``, so the
     socket reads directly into the buffer. ``next_line`` returns the lines in order.
 
-    * ``\\n`` ends a line. It is not part of the line and does not count towards the cap. One ``\\r``
-      before the ``\\n`` is removed, too, but counts towards the cap.
+    * ``\\n`` ends a line. It is not part of the line and does not count towards the cap. One ``\\r`` before
+      the ``\\n`` is removed, too, but counts towards the cap.
     * ``has_line`` is true if ``next_line`` would return a line or raise an error. If the next line exceeds
       the cap, all buffered bytes are dropped and ``oversized`` is set. From then on ``next_line`` raises
       ``FrameTooLarge``, and further input is dropped.

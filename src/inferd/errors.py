@@ -370,7 +370,7 @@ class LockHeld(OperatorError):
 
 
 class AddressError(OperatorError):
-    """A socket path or TCP address cannot be bound."""
+    """A socket path or TCP address cannot be bound, or may not be served without an API key."""
 
 
 class ModelError(OperatorError):

@@ -52,8 +52,8 @@ def connect(client: Client, target: Target, show: Callable[[Frame], None], *, co
     """Connects the client, and starts a daemon if none runs. Calls ``show`` with each status frame of the
     daemon's boot.
 
-    With ``compare``, warns if a daemon that already ran has settings that differ from those in the environment
-    and config file of this command.
+    With ``compare``, warns if a daemon that already ran has settings that differ from those in the
+    environment and config file of this command.
     """
     started = False
     for _ in range(ROUNDS):

@@ -27,7 +27,8 @@ def aligned(rows: Iterable[Sequence[object]]) -> list[str]:
 
 
 def wrapped(text: str, width: int) -> list[str]:
-    """Splits the text into lines that fit ``width``. The lines after the first are indented further."""
+    """Splits the text into lines of at most ``width`` or 20 characters, whichever is more. The lines after
+    the first are indented further."""
     indent = " " * (len(text) - len(text.lstrip()))
     return textwrap.wrap(text, max(width, 20), subsequent_indent=indent + "  ", break_on_hyphens=False)
 

@@ -73,7 +73,8 @@ def doctor_command(as_json: bool) -> int:
 
 
 def examine() -> Findings:
-    """Yields all findings, in the order in which a daemon would meet their causes."""
+    """Yields all findings, in the order in which a daemon would meet their causes when it starts. The
+    findings about the running daemon and about INFERD_ADDRESS come last."""
     given = sources.read({})
     settings = given.settings
     if given.problem is not None:

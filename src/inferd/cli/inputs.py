@@ -31,7 +31,8 @@ TYPES: dict[Literal["image", "audio"], dict[str, str]] = {
 
 
 def media(kind: Literal["image", "audio"], path: Path) -> Attachment:
-    """Reads an image or a sound from a file. The suffix of the file's name determines the format."""
+    """Reads an image or a sound from a file. The suffix of the file's name determines the format. Raises
+    UsageError for an unknown suffix, and for a file that cannot be read or is too large."""
     mime = TYPES[kind].get(path.suffix.lower())
     if mime is None:
         known = ", ".join(TYPES[kind])

@@ -25,7 +25,7 @@ UNLOAD_SECS = 20.0
 @click.command("ps")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def ps_command(as_json: bool) -> None:
-    """List the loaded models, and how long each stays loaded. Exit 3 if no daemon runs."""
+    """List the loaded and loading models, and how long each stays loaded. Exit 3 if no daemon runs."""
     with AdminClient(admin_address(), timeout=ANSWER_SECS) as admin:
         state = admin.status()
     if as_json:

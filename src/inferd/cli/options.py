@@ -139,7 +139,8 @@ def attachment_options(command: F) -> F:
 
 
 def attachments(image: Sequence[Path], audio: Sequence[Path], file: Sequence[Path]) -> list[Attachment]:
-    """Returns the attachments that these options name. Raises UsageError for an unreadable file."""
+    """Returns the attachments that these options name. Raises UsageError for a file that cannot be read, is
+    too large or has no known format, and if stdin is named twice."""
     if list(file).count(inputs.STDIN) > 1:
         raise UsageError("`--file -` is given twice, but stdin can be read once")
     return [

@@ -70,7 +70,7 @@ def rerank_command(
 ) -> None:
     """Rank the DOCUMENTs by how well they answer QUERY.
 
-    Print the place, score and text of each document, the best first.
+    Print for each document its index in the input (from 0), its score and its text, the best first.
 
     Without DOCUMENT, or with `-`, each line of stdin is a document. The daemon must serve a model that ranks.
     """

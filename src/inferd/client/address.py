@@ -3,8 +3,8 @@
 An address is the path of a Unix socket or ``tcp://IP:port``. A client may be given the address of v1 alone.
 If that socket has the default file name of a v1, v2 or framed socket, the client expects the sockets of the
 other surfaces in the same directory. Otherwise, and over TCP, their addresses must be given; v2 alone falls
-back to the v1 address. A client without an address uses the default addresses. A client with an address never uses the
-default ones, since those may belong to another daemon.
+back to the v1 address. A client without an address uses the default addresses. A client with an address never
+uses the default ones, since those may belong to another daemon.
 """
 
 from __future__ import annotations

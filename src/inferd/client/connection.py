@@ -66,8 +66,8 @@ class Connection:
 
     @property
     def lapsed(self) -> bool:
-        """Whether the daemon closed the idle connection before it saw the last request, so that the request
-        can be sent again."""
+        """Whether a connection that was used before ended without a byte of the last reply. The daemon has
+        then most likely closed it while it was idle, so the request is sent again."""
         return self._incoming.lapsed
 
     def line(self) -> bytes:

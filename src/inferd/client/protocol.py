@@ -75,7 +75,8 @@ class Incoming:
         self._requests = 0
         self._unheard = False
         self.lapsed = False
-        """Whether the daemon closed the connection between two requests, before it saw the second."""
+        """Whether a connection that was used before ended without a byte of the last reply. The daemon has
+        then most likely closed it while it was idle."""
 
     def expect(self) -> None:
         """Prepares for the lines of one more reply. Call this method before the request is sent."""

@@ -119,8 +119,8 @@ def rerank(
 
 
 def _batches(texts: Sequence[str], room: int, most: int) -> Iterator[tuple[int, list[str]]]:
-    """Splits the texts into batches of at most ``most`` texts and ``room`` bytes. Yields each batch with the
-    index of its first text, and at least one batch."""
+    """Splits the texts into batches of at most ``most`` texts and ``room`` bytes. A longer text has a batch
+    of its own. Yields each batch with the index of its first text, and at least one batch."""
     start, batch, left = 0, list[str](), room
     for place, text in enumerate(texts):
         size = len(encode(text)) + 1

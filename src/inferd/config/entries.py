@@ -3,8 +3,8 @@
 An entry is complete: defaults are filled in and secrets are looked up. So a backend can be built from its
 entry and the common settings alone. Requests may address an entry by its own name, by the name of its model,
 or by ``serves``. A ``serves`` of ``None`` means the name of the model, if the entry names a model. Several
-entries with the same ``serves``, one of them remote, form a pool. ``max_requests`` limits the concurrent
-requests that a pool sends to a remote entry.
+entries with the same ``serves``, at least one of them remote, form a pool. ``max_requests`` limits the
+concurrent requests that a pool sends to a remote entry.
 """
 
 from __future__ import annotations

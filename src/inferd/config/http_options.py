@@ -1,4 +1,5 @@
-"""The options of the HTTP bridge: the address that it serves, and the clients that may use it."""
+"""The options of the HTTP bridge: its address and certificate, the clients that may use it, and the model
+names and the version of Ollama that they see."""
 
 from __future__ import annotations
 

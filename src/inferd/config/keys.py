@@ -48,8 +48,8 @@ _SERVES = Key(
     "serves",
     Name(),
     "A name that requests may use for the entry, in addition to its own name and its model's name. Entries "
-    "with the same `serves` form a pool (docs/scale.md). The default is the model's name, if the entry "
-    "names a model.",
+    "that serve the same name form a pool if at least one of them is remote (docs/scale.md). The default is "
+    "the model's name, if the entry names a model.",
 )
 _MAX_REQUESTS = Key(
     "max_requests",

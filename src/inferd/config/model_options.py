@@ -60,7 +60,7 @@ class ModelOptions:
         _MODEL,
         Integer(-1),
         -1,
-        "The number of the model's layers to keep on a GPU. -1 means as many as fit. 0 means that the CPU "
+        "The number of the model's layers to keep on a GPU. -1 means all layers. 0 means that the CPU "
         "computes everything.",
         key="n_gpu_layers",
         reload=True,

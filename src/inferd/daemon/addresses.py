@@ -79,8 +79,8 @@ def bind_surface(settings: Settings, name: str, passed: Mapping[str, Bound]) -> 
 
 
 def check_keys(settings: Settings, passed: Mapping[str, Bound]) -> None:
-    """Raises AddressError if a surface has a network address and no API key is set. :func:`bind_surface`
-    would raise the same error later."""
+    """Raises AddressError if a surface has a TCP address beyond loopback and no API key is set, unless its
+    socket is among the ``passed`` ones. :func:`bind_surface` would raise the same error later."""
     for name, (tcp, _) in _pairs(settings).items():
         if tcp is not None and name in settings.surfaces and name not in passed:
             bind.check_key(tcp, has_key=settings.api_key is not None)

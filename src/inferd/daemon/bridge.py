@@ -40,8 +40,8 @@ _log = log.get("bridge")
 
 
 def check(settings: Settings) -> None:
-    """Checks the packages, the files and the address that the bridge needs. Raises ConfigError or
-    AddressError."""
+    """Checks the packages, the files, the v2 surface and the address that the bridge needs. Raises
+    ConfigError or AddressError."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(

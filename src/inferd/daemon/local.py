@@ -103,8 +103,8 @@ def load(
 
 
 def _card(model: verify.OpenModel) -> ModelCard | None:
-    """Returns the model card from the file's header, or ``None`` if :mod:`inferd.store.gguf` cannot read the
-    header."""
+    """Returns the model card from the headers of the model's files, or ``None`` if :mod:`inferd.store.gguf`
+    cannot read one of them."""
     try:
         card, *parts = [read_card(fd, model.path) for fd in model.fds]
     except ModelError:

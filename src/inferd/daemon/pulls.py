@@ -41,7 +41,8 @@ class Pulls:
         of :mod:`inferd.store.fetch`. If the task is cancelled, the download stops, and the next call for the
         model resumes it.
 
-        Raises ModelNotFound, StoreError, and InvalidRequest if the download is not allowed.
+        Raises ModelNotFound, StoreError, and InvalidRequest if the download is not allowed or ``MAX_PULLS``
+        downloads are running.
         """
         settings = self._settings()
         if not settings.auto_pull:

@@ -1,7 +1,7 @@
 """The server: the surfaces on their sockets, and their shared limits.
 
-A reload changes the limits and the key while requests run. A drain lets running requests finish for some
-time, and then cancels the rest.
+A reload changes the limits and the key while requests run. A drain lets running and waiting requests finish
+for some time, and then cancels the rest.
 """
 
 from __future__ import annotations

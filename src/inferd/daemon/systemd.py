@@ -75,7 +75,8 @@ class Watchdog:
 
 
 def _patience_secs() -> float:
-    """Returns the watchdog interval of the manager, in seconds, or 0 without a watchdog."""
+    """Returns the watchdog interval of the manager, in seconds, or 0 if the manager does not watch this
+    process."""
     if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return 0.0
     with contextlib.suppress(ValueError):

@@ -153,8 +153,8 @@ class RayChannel(Channel):
 
 
 def _kind(line: bytes) -> str:
-    """Returns the type of a frame. Returns ``failure`` for an error, such as a crash, after which a retry may
-    succeed."""
+    """Returns the type of a frame. Returns ``failure`` instead of ``error`` for an error, such as a crash,
+    after which a retry may succeed, and an empty string for a line that is not a frame."""
     try:
         frame = orjson.loads(line)
         failed = frame["type"] == "error" and frame["code"] == Unavailable.code and "reason" not in frame

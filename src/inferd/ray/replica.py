@@ -29,8 +29,8 @@ _STOP_SECS = 30.0
 
 
 class Replica:
-    """Runs a daemon with the configuration ``config``. The constructor waits until the daemon is ready. Raises
-    BootFailed if the daemon ends before that."""
+    """Runs a daemon with the configuration ``config``. The constructor waits until the daemon is ready.
+    Raises BootFailed if the daemon ends before that."""
 
     async def __init__(self, config: Mapping[str, Any]) -> None:  # type: ignore[misc]
         self._dir = Path(tempfile.mkdtemp(prefix="inferd-ray-"))

@@ -9,8 +9,8 @@ of the connection. Its base class :class:`Output` writes.
 * Between the parts of a frame, at most one read happens that no task waits for. The same holds before it is
   known whether a client sends lines or frames.
 * A client that has started a line or its raw bytes must send ``PIECE_BYTES``, or all the rest, in every
-  ``PIECE_SECS``. A slower client is dropped. A client that sends nothing between two requests for
-  ``idle_timeout`` is dropped, too.
+  ``PIECE_SECS``. A slower client is dropped. A client that sends nothing for ``idle_timeout`` while a request
+  is awaited is dropped, too.
 * ``reserve`` is called when a line grows beyond ``LARGE_BYTES``. While a request runs, reading pauses once
   more than ``LARGE_BYTES`` of the next line are held.
 * ``on_gone`` is called once, when the client can get no more answers: it closed its socket, the connection

@@ -17,8 +17,8 @@ def deadline_of(request: WireRequest) -> float | None:
 
 
 class Alarm:
-    """Calls ``ring`` when the event loop's clock reaches ``when``, unless the ``with`` block ends before. Does
-    nothing if ``when`` is ``None``."""
+    """Calls ``ring`` when the event loop's clock reaches ``when``, unless the ``with`` block ends before.
+    Does nothing if ``when`` is ``None``."""
 
     __slots__ = ("_handle",)
 

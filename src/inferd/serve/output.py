@@ -34,7 +34,8 @@ class Output(asyncio.BufferedProtocol):
         self.framed = False
         """Whether each line that is written goes out as a frame."""
         self.blocked = False
-        """Whether the unread output has exceeded the high-water mark, and not yet shrunk to a quarter of it."""
+        """Whether the unread output has exceeded the high-water mark, and not yet shrunk to a quarter of
+        it."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -90,5 +91,6 @@ class Output(asyncio.BufferedProtocol):
             self._write_alarm = self._loop.call_later(self._write_timeout, self._gone, "write timeout")
 
     def _gone(self, why: str) -> None:
-        """Called when the output has been blocked, or a connection has been closing, for the write timeout."""
+        """Called when the output has been blocked, or a connection has been closing, for the write
+        timeout."""
         raise NotImplementedError

@@ -223,7 +223,8 @@ class _Reader:
         return self.take(size).decode("utf-8", "replace")
 
     def values(self, n_keys: int) -> tuple[dict[str, Value], dict[str, int]]:
-        """Reads all keys. Returns the strings and numbers by key, and the lengths of the lists by key."""
+        """Reads all keys. Returns the strings and numbers by key, and the lengths of the lists by key. The
+        number of a short list of integers is its largest one."""
         values: dict[str, Value] = {}
         lengths: dict[str, int] = {}
         for _ in range(n_keys):
@@ -242,8 +243,8 @@ class _Reader:
         return values, lengths
 
     def _pass_over_list(self) -> tuple[int, Value | None]:
-        """Skips a list. Returns the length of the list, and for a short list its largest number. A short list
-        may have the number of attention heads of each layer."""
+        """Skips a list. Returns the length of the list, and its largest number if it has at most 1,024
+        integers. Such a list may have the number of attention heads of each layer."""
         kind, count = self.unpack("<IQ")
         if kind == _TEXT:
             self._pass_over_texts(count)

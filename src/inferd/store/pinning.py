@@ -112,7 +112,7 @@ def _pin_repository(
 def pin_known(
     store: ModelStore, model: HubModel, progress: Progress, cancelled: threading.Event
 ) -> CatalogueModel:
-    """Pins a model of the catalogue at its current version on the hub. Raises the same errors as
+    """Pins a model of the catalogue at its current version on the Hugging Face hub. Raises the same errors as
     :func:`pin`."""
     found = _pin_repository(store, model.source, model.name, None, "", progress, cancelled)
     return found if found.license else replace(found, license=model.license)

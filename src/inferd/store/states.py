@@ -140,8 +140,9 @@ class StateFiles:
         return fd, kept.offset, kept.head.size
 
     def save(self, head: Head, fd: int, replaces: Iterable[int] = ()) -> tuple[int, list[int]]:
-        """Stores the state that the file ``fd`` holds. Returns the number of the new file, or 0 if the state
-        was not stored, and the numbers of the files that were removed."""
+        """Stores the state that the file ``fd`` holds. Then removes those files of ``replaces`` that have the
+        same owner. Returns the number of the new file, or 0 if the state was not stored, and the numbers of
+        the files that were removed."""
         packed = msgspec.msgpack.encode(head)
         whole = len(MAGIC) + 4 + len(packed) + 2 * _MAC_BYTES + head.size
         if len(packed) > MAX_HEAD_BYTES or whole > self._budget or os.fstat(fd).st_size != head.size:

@@ -135,7 +135,8 @@ def _held(lock: Path, what: str) -> Lock:
 
 
 def _is_ours(partial: Path) -> bool:
-    """Whether inferd made this download directory. No other tool writes files of these names."""
+    """Whether inferd made this download directory, or it is empty. No other tool writes files of these
+    names."""
     names = {path.name for path in partial.iterdir()}
     return not names or bool(names & {"scratch", "source.json"})
 

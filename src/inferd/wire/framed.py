@@ -2,8 +2,8 @@
 uses frames or lines.
 
 A frame is the length of its payload (LEB128, at most 64 MiB), one byte for its kind, ``JSON`` or ``BLOB``,
-and the payload. A request is a JSON frame with ``"wire_version": 1``. The attachments of a request follow in
-order. Each attachment is one JSON frame, the descriptor, and one blob frame.
+and the payload. A request is a JSON frame with ``"wire_version": 1``. The attachments without ``bytes``
+follow the request in order. Each is one JSON frame, the descriptor, and one blob frame.
 :class:`inferd.fastpath.LineSplitter` reads the heads of frames. Answers are encoded as lines, which
 :func:`inferd.fastpath.frame_lines` converts to frames.
 """

@@ -125,7 +125,7 @@ _SHOWN = frozenset(("position", "progress", "downloaded_bytes", "total_bytes"))
 
 
 def encode_progress(request_id: str, model: str, phase: str, details: Mapping[str, Any]) -> bytes:
-    """Encodes the ``progress`` frame of a request that waits for its model or in the queue. Only the numbers
-    in ``details`` are sent, not the paths."""
+    """Encodes the ``progress`` frame of a request that waits for its model or in the queue. Of the
+    ``details``, only the position, the progress and the numbers of bytes are sent, so no paths."""
     shown = {key: details[key] for key in details if key in _SHOWN}
     return encode({"type": "progress", "id": request_id, "model": model, "phase": phase, **shown})

@@ -2,7 +2,7 @@
 
 Such models were trained with a short instruction before each text, and their vectors are worse without it.
 The keys ``general.architecture`` and ``general.name`` of the model file identify the family. A text gets no
-prefix if the family is unknown or the request names no task.
+prefix if the family is unknown, if the family has none for the task, or if the request names no task.
 """
 
 from __future__ import annotations

@@ -78,8 +78,8 @@ class LlamaCppConfig:
     ``on`` or ``off``. ``projector`` is the GGUF file of the encoder for images and sounds. ``chat_template``
     replaces the model's own template unless it is empty. ``draft_fd`` is the open file of a small draft model
     with the same vocabulary. ``ahead_tokens`` limits the tokens that :mod:`~inferd.engine.local.past.ahead`
-    computes after an answer. ``keep_thinking`` leaves earlier thinking in the prompt where the template
-    would omit it, if the client sends it back. ``adapters`` are pairs of an adapter and its open file.
+    computes after an answer. ``keep_thinking`` leaves earlier thinking in the prompt where the template would
+    omit it, if the client sends it back. ``adapters`` are pairs of an adapter and its open file.
     """
 
     name: str

@@ -58,7 +58,8 @@ def cannot_run(variant: str) -> str:
 
 
 def companions() -> list[Companion]:
-    """Returns the installed companion packages, in the order in which they are loaded."""
+    """Returns the installed companion packages, in the order in which they are loaded. A companion with a
+    ``problem`` is not loaded."""
     found = []
     for name, library in COMPANIONS.items():
         spec = find_spec(name.replace("-", "_"))

@@ -205,9 +205,9 @@ class DaemonStates:
 
 
 def fingerprint(load: m.Load, capabilities: Capabilities) -> str:
-    """Returns a digest of everything that a state depends on, except the model's file: the build, the device,
-    the context and its size. The size matters because some models scale positions differently in a long
-    context."""
+    """Returns a digest of everything that a state depends on, except the model's file: inferd's version and
+    build, the device, the size of the context, flash attention and the type of the KV cache. The size matters
+    because some models scale positions differently in a long context."""
     parts = (
         __version__,
         _build(),

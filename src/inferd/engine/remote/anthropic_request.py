@@ -27,7 +27,8 @@ def request_body(request: GenerateRequest) -> bytes:
     """Returns the JSON body of a request. Call it in a thread if the request has large pictures: encoding
     them is slow.
 
-    Raises InvalidRequest for an option that the API does not have, and AttachmentUnsupported for a sound.
+    Raises InvalidRequest for an option that the API does not have and for a conversation without text, and
+    AttachmentUnsupported for a sound.
     """
     if request.grammar:
         raise InvalidRequest(

@@ -191,7 +191,8 @@ def _number(count: object) -> int | None:
 
 
 def _whole(call: _Call) -> ToolCall | None:
-    """Returns the call, or ``None`` if it is incomplete."""
+    """Returns the call, or ``None`` if it has no name or its arguments are not a JSON object. No arguments at
+    all count as an empty object."""
     arguments = call.arguments.strip() or "{}"
     try:
         is_object = isinstance(orjson.loads(arguments), dict)

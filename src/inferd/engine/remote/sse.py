@@ -16,7 +16,7 @@ MAX_EVENT_CHARS = 16 * 1024 * 1024
 
 
 class Decoder:
-    """Parses one stream. Raises ValueError for invalid UTF-8, and for an event longer than
+    """Parses one stream. Raises ValueError for invalid UTF-8, and once an unfinished event is longer than
     ``MAX_EVENT_CHARS``."""
 
     def __init__(self) -> None:
