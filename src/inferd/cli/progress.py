@@ -45,7 +45,7 @@ class Progress:
         self._note = ""
 
     def frame(self, frame: Mapping[str, Any]) -> None:
-        """Shows a frame of the admin socket if it is about loading."""
+        """Shows the phase of a ``loading_model`` frame of the admin socket. Ignores other frames."""
         if frame["status"] == "loading_model":
             self.phase(str(frame.get("phase", "")), frame)
 

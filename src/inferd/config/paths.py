@@ -42,8 +42,9 @@ def runtime_dir(env: Env = None) -> Path:
     """Returns the directory of the sockets and the lock.
 
     A process of cron, su or ssh may lack the ``XDG_RUNTIME_DIR`` of a login session. A user therefore has two
-    possible directories: one if the variable is set, and one if it is not. If a daemon runs in one of the two
-    directories, this directory is returned, whether or not the variable is set.
+    possible directories: one if the variable is set, and one if it is not. On Linux, if a daemon runs in only
+    one of the two directories, this directory is returned, whether or not the variable is set. A variable
+    that names another directory than that of systemd's sessions is always followed.
     """
     parent = _absolute(env, "TMPDIR" if sys.platform == "darwin" else "XDG_RUNTIME_DIR")
     home = _home(env)

@@ -144,7 +144,7 @@ class BackendSlot:
         return self.breaker.begin()
 
     def end(self, error: BaseException | None, probe: bool, now: float) -> None:
-        """Records that a request has ended with ``error``."""
+        """Records that a request has ended with ``error``, or without an error if it is ``None``."""
         self.running -= 1
         self.idle_since = now
         if self._released is not None:

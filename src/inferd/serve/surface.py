@@ -171,8 +171,8 @@ class RequestContext(Generic[R]):
         self.interrupt(DeadlineExceeded("the deadline passed while the request ran"))
 
     def on_interrupt(self, end: Callable[[], object]) -> None:
-        """Sets the callback for an early end. If an early end has been asked for already, it is called at
-        once."""
+        """Sets the callback for an early end. If an early end has been asked for already, the callback is
+        called at once."""
         self._on_interrupt = end
         if self.interruption is not None:
             end()

@@ -43,7 +43,7 @@ def make_private_dir(path: Path) -> None:
 
 def ensure_private_dir(path: Path) -> None:
     """Calls :func:`make_private_dir`. Raises StoreError if the directory, or a link in its place, belongs to
-    another user.
+    another user than root and the present one.
 
     Used for inferd's default directories, one of which is below the world-writable ``/tmp``.
     """

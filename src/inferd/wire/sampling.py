@@ -110,7 +110,8 @@ def read_object(raw: msgspec.Raw, where: str, request_id: str) -> msgspec.Raw:
 
 
 def check(request: Sampling) -> None:
-    """Raises an InvalidRequest that names the field and its bounds."""
+    """Raises InvalidRequest, with the name of the field and its bounds, if a field is out of its bounds or
+    not allowed beside another one."""
     _check_range("temperature", request.temperature, 0.0)
     if request.top_p is not None and not 0.0 < request.top_p <= 1.0:
         raise invalid("top_p must be above 0 and at most 1")

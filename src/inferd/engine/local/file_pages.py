@@ -3,7 +3,7 @@
 llama.cpp maps the file into memory. Weights for a GPU, and weights that llama.cpp rearranges for the
 processor, are copied from there, and the pages of the originals stay resident although nothing reads them
 again. So ``give_back`` releases all pages of the file after a load. If a page is still needed, the system
-reads it again from its page cache.
+reads it again, from its page cache or from the disk.
 
 The list of mappings is a file, which the sandbox of an engine forbids to open, so ``hold`` opens it before.
 On a system without this file, nothing is released.

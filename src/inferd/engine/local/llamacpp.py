@@ -72,14 +72,15 @@ class LlamaCppConfig:
 
     ``name`` is the name of the config entry, ``model`` that of the model. ``fd`` is the open, verified file
     to load; ``parts`` are the descriptors of a split model's other files. ``path`` is for display only.
-    ``n_ctx`` is the context of one request in tokens. ``n_parallel`` is the number of concurrent requests. If
-    ``n_gpu_layers`` is -1, GPUs and RPC workers compute all layers. ``output_here`` keeps the output matrix
-    on this CPU. If ``threads`` is 0, the token loop chooses. ``flash_attention`` and ``drafts`` are ``auto``,
-    ``on`` or ``off``. ``projector`` is the GGUF file of the encoder for images and sounds. ``chat_template``
-    replaces the model's own template unless it is empty. ``draft_fd`` is the open file of a small draft model
-    with the same vocabulary. ``ahead_tokens`` limits the tokens that :mod:`~inferd.engine.local.past.ahead`
-    computes after an answer. ``keep_thinking`` leaves earlier thinking in the prompt where the template would
-    omit it, if the client sends it back. ``adapters`` are pairs of an adapter and its open file.
+    ``n_ctx`` is the context of one request in tokens. ``n_parallel`` is the maximum number of concurrent
+    requests. If ``n_gpu_layers`` is -1, GPUs and RPC workers compute all layers. ``output_here`` keeps the
+    output matrix on this CPU. If ``threads`` is 0, the token loop chooses. ``flash_attention`` and ``drafts``
+    are ``auto``, ``on`` or ``off``. ``projector`` is the GGUF file of the encoder for images and sounds.
+    ``chat_template`` replaces the model's own template unless it is empty. ``draft_fd`` is the open file of a
+    small draft model with the same vocabulary. ``ahead_tokens`` limits the tokens that
+    :mod:`~inferd.engine.local.past.ahead` computes after an answer. ``keep_thinking`` leaves earlier thinking
+    in the prompt where the template would omit it, if the client sends it back. ``adapters`` are pairs of an
+    adapter and its open file.
     """
 
     name: str

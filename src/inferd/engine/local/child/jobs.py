@@ -166,7 +166,8 @@ class Job:
 
 
 class JobQueue:
-    """Runs at most ``limit`` jobs at once, on the process that :meth:`serve` was last called with."""
+    """Runs at most ``limit`` jobs at once, on the process that :meth:`serve` was last called with. A job that
+    is ``alone`` runs while no other job runs."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit

@@ -86,11 +86,12 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
 
     ``memory_bytes`` is the memory that the model needs besides its mapped files; 0 sets no limit. ``name`` is
     the name of the config entry, ``model`` that of the model. ``path`` is for display only. ``n_ctx`` is the
-    context of one request in tokens. ``n_parallel`` is the number of concurrent requests. If ``n_gpu_layers``
-    is -1, the GPU computes all layers. If ``threads`` is 0, the token loop chooses. ``flash_attention`` is
-    ``auto``, ``on`` or ``off``. If ``embed`` is true, the model makes vectors or scores. If ``embed`` is
-    ``None``, it does so if ``vectors_wanted`` is set and its file names a pooling. If ``embed_pooling`` is
-    ``None``, the file's pooling applies. ``force_backend`` is the required kind of device.
+    context of one request in tokens. ``n_parallel`` is the maximum number of concurrent requests. If
+    ``n_gpu_layers`` is -1, the GPU computes all layers. If ``threads`` is 0, the token loop chooses.
+    ``flash_attention`` is ``auto``, ``on`` or ``off``. If ``embed`` is true, the model makes vectors or
+    scores. If ``embed`` is ``None``, it does so if ``vectors_wanted`` is set and its file names a pooling. If
+    ``embed_pooling`` is ``None``, the file's pooling applies. ``force_backend`` is the required kind of
+    device.
 
     ``parts`` is the number of the model's files. ``projector`` and ``draft_model`` add one descriptor each.
     The last descriptors are those of the ``adapters``. ``cache_mib`` limits the memory of saved prefixes.

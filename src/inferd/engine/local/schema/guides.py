@@ -101,8 +101,8 @@ class Guides:
         return self._guidance.guide(b"json_schema", held.text)
 
     def grammar(self, lark: str) -> _llama.Guide:
-        """Returns a guide for a grammar in llguidance's Lark syntax. Raises ``InvalidRequest`` if the grammar
-        is too large."""
+        """Returns a guide for a grammar in llguidance's Lark syntax. Raises ``InvalidRequest`` if llguidance
+        refuses the grammar, which may be too large, or if the request is cancelled."""
         try:
             return self._guidance.guide(b"lark", lark.encode())
         except ValueError as error:

@@ -26,8 +26,8 @@ class CheckedStream(Stream):
     """The events of ``source``. If the answer breaks its schema, raises ``SchemaViolation`` instead of
     ``Done``. If a call breaks its tool's schema, raises ``ToolCallMalformed`` instead of the call.
 
-    ``held`` is the schema of the whole answer; ``tools`` are the schemas of calls by the tool's name.
-    ``unenforced`` is copied into ``Done``.
+    An answer that was cut short is not checked. ``held`` is the schema of the whole answer; ``tools`` are the
+    schemas of calls by the tool's name. ``unenforced`` is copied into ``Done``.
     """
 
     def __init__(
