@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from test_wheel import GREEDY, QUESTION, Failed, Machine
+
+CHOICE = ("CUDA_VISIBLE_DEVICES", "GGML_VK_VISIBLE_DEVICES")
+"""The variables that choose a device are passed on."""
 
 SLOTS = 32
 CANCEL = """
@@ -77,6 +81,7 @@ def measured(user: Machine, model: Path, *options: str) -> dict[str, Any]:
 
 def check(wheelhouse: Path, models: list[Path], gpu: bool, scratch: Path) -> dict[str, Any]:
     user = Machine(scratch / "user", sys.executable)
+    user.environment |= {name: os.environ[name] for name in CHOICE if name in os.environ}
     names = ["inferd"] + [
         f"inferd-{each}" for each in ("cuda", "vulkan") if [*wheelhouse.glob(f"inferd_{each}*")]
     ]
