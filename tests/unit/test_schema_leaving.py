@@ -50,6 +50,20 @@ def test_a_client_that_leaves_ends_the_work_before_the_next_compilation() -> Non
         guides().grammar(ANY_TEXT)
 
 
+def test_a_schema_that_takes_long_lets_another_in() -> None:
+    """The other schema waits for its turn, and is read before the first one is ready."""
+    text = json.dumps(properties(a={"type": "string"}))
+    read_by_other = threading.Event()
+    other = threading.Thread(target=lambda: (schema_check.read(text), read_by_other.set()))
+    with schema_check._turn:
+        other.start()
+        end = time.monotonic() + PATIENCE_SECS
+        while not read_by_other.is_set() and time.monotonic() < end:
+            schema_check._turn.poll()
+        assert read_by_other.is_set()
+    other.join()
+
+
 @pytest.mark.parametrize("end", [Job.drop, Job.cancel])
 async def test_the_end_of_a_job_reaches_its_preparation_before_the_event_loop_runs_again(
     end: Callable[[Job], None],
