@@ -55,9 +55,10 @@ cdef enum:
     MAX_LENGTH_BYTES = 5
     JSON_KIND = 1
     BLOB_KIND = 2
-    # At most this many names are compared, in this many open objects: a comparison with all takes time.
+    # At most this many names are compared, in this many open objects and lists: each name is compared with
+    # all names before it in its object.
     MAX_HELD_NAMES = 256
-    MAX_OPEN_OBJECTS = 64
+    MAX_OPEN = 64
     # Values of the next newline's position: not searched yet, and none found.
     UNSEEN = -2
     NONE = -1
@@ -143,17 +144,17 @@ def may_repeat_a_name(bytes line not None):
     cdef const char* end = here + PyBytes_GET_SIZE(line)
     cdef const char* low
     cdef Name[MAX_HELD_NAMES] names
-    cdef int[MAX_OPEN_OBJECTS] firsts  # of each open object: the index of its first name
+    cdef int[MAX_OPEN] firsts  # of each open object and list: the index of its first name
     cdef int held = 0
     cdef int depth = 0
     cdef int i
     while here < end:
-        if here[0] == b'{':
-            if depth == MAX_OPEN_OBJECTS:
+        if here[0] == b'{' or here[0] == b'[':
+            if depth == MAX_OPEN:
                 return True
             firsts[depth] = held
             depth += 1
-        elif here[0] == b'}' and depth > 0:
+        elif (here[0] == b'}' or here[0] == b']') and depth > 0:
             depth -= 1
             held = firsts[depth]
         elif here[0] == b'"':

@@ -37,8 +37,8 @@ _KEY_BOUND = 4096
 
 _NAME_END = re.compile(rb'"[ \t\r\n]*:')
 _STRING = re.compile(rb'"([^"\\]*(?:\\.[^"\\]*)*)"', re.S)
-_NAME_OR_BRACE = re.compile(_STRING.pattern + rb"([ \t\r\n]*:)?|[{}]", re.S)
-_MAX_HELD_NAMES, _MAX_OPEN_OBJECTS = 256, 64
+_NAME_OR_BRACE = re.compile(_STRING.pattern + rb"([ \t\r\n]*:)?|[][{}]", re.S)
+_MAX_HELD_NAMES, _MAX_OPEN = 256, 64
 _SHORT_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r", "\b": "\\b", "\f": "\\f"}
 _ESCAPES = str.maketrans({chr(c): f"\\u{c:04x}" for c in range(0x20)} | _SHORT_ESCAPES)
 
@@ -228,15 +228,15 @@ def count_names(line: bytes) -> int:
 
 def may_repeat_a_name(line: bytes) -> bool:
     """Whether an object in a line of JSON has a name twice. Only False is certain: a name with an escape, or
-    more names and open objects than are compared, count as a repetition."""
+    more names, open objects and open lists than are compared, count as a repetition."""
     names: list[bytes] = []
-    firsts: list[int] = []  # of each open object: the index of its first name
+    firsts: list[int] = []  # of each open object and list: the index of its first name
     for token in _NAME_OR_BRACE.finditer(line):
-        if token[0] == b"{":
-            if len(firsts) == _MAX_OPEN_OBJECTS:
+        if token[0] in (b"{", b"["):
+            if len(firsts) == _MAX_OPEN:
                 return True
             firsts.append(len(names))
-        elif token[0] == b"}" and firsts:
+        elif token[0] in (b"}", b"]") and firsts:
             del names[firsts.pop() :]
         elif token[2] is not None:
             before = names[firsts[-1] if firsts else 0 :]

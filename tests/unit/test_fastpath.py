@@ -418,6 +418,7 @@ class TestNames:
             b'{"a":"\\\\","b":"\\\\\\"","aa":["a","a"],"A":1,"":2}',
             json.dumps([{f"{i}": i for i in range(256)}] * 3).encode(),
             b'{"a":' * 64 + b"1" + b"}" * 64,
+            b"[" * 64 + b"]" * 64,
         ],
     )
     def test_none_is_repeated(self, impl: ModuleType, line: bytes) -> None:
@@ -442,8 +443,9 @@ class TestNames:
             b'{"\\u0061":1}',
             json.dumps({f"{i}": i for i in range(257)}).encode(),
             b'{"a":' * 65 + b"1" + b"}" * 65,
+            b"[" * 65 + b"]" * 65,
         ],
-        ids=["an escape", "many names", "many objects"],
+        ids=["an escape", "many names", "many objects", "many lists"],
     )
     def test_what_is_not_compared_may_repeat(self, impl: ModuleType, line: bytes) -> None:
         assert impl.may_repeat_a_name(line)

@@ -262,6 +262,14 @@ def test_deep_nesting_is_refused(depth: int) -> None:
         v2_rules.validate(v2.parse(raw))
 
 
+@pytest.mark.parametrize(("opening", "end"), [(b"[", b"]"), (b'{"a":', b"}")])
+def test_deep_nesting_of_what_only_passes_through_is_refused(opening: bytes, end: bytes) -> None:
+    schema = b'{"x":' + opening * 5000 + b"1" + end * 5000 + b"}"
+    tool = b'{"name":"f","description":"","input_schema":' + schema + b"}"
+    message, _ = refusal(b'{"messages":[],"tools":[' + tool + b"]}")
+    assert message == "decode: the line is nested too deeply"
+
+
 def test_whether_bytes_may_follow_a_line() -> None:
     assert v2.may_carry_raw(b'{"attachments":[{"size" : 3}]}')
     assert v2.may_carry_raw(b'{"attachments":[{"\\u0073ize":3}]}')

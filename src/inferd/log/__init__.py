@@ -25,7 +25,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from inferd import fastpath
 from inferd.errors import ConfigError
 from inferd.log.file import FILE_NAME as FILE_NAME
 from inferd.log.file import FileSink
@@ -253,6 +252,8 @@ _active: ActivityLog = _SILENT
 
 
 def _entry(record: Record) -> dict[str, Any]:
+    from inferd import fastpath  # in the thread that writes: most commands have no log
+
     created, level, component, msg, fields = record
     entry: dict[str, Any] = {
         "t": _timestamp(created),

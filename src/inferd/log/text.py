@@ -18,8 +18,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, TextIO
 
-from inferd import fastpath
-
 MAX_KEPT = 4096
 """The number of events that may wait for a reader of stderr."""
 
@@ -132,6 +130,8 @@ class TextSink:
 
 def short_text(entry: Entry, colour: str | None = None) -> str:
     """Returns an event as one line. ``colour`` is the number of a terminal colour for its level."""
+    from inferd import fastpath  # as in __init__.py
+
     head = f"{entry['level'].upper():5}"
     if colour is not None:
         head = f"\x1b[{colour}m{head}\x1b[0m"
