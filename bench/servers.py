@@ -35,6 +35,7 @@ END_SECS = 1.0
 START_SECS = 120
 
 Contestant = TypeVar("Contestant", bound=AbstractContextManager[Any])
+T = TypeVar("T")
 
 
 class Unavailable(Exception):
@@ -55,7 +56,7 @@ def started(
     return running
 
 
-def in_turn(running: Sequence[Contestant], number: int) -> list[Contestant]:
+def in_turn(running: Sequence[T], number: int) -> list[T]:
     """The contestants in the order of round ``number``: each round begins with another one."""
     first = number % len(running)
     return [*running[first:], *running[:first]]

@@ -15,14 +15,16 @@ import selectors
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from bench import quiet, servers
 from bench.clients import Address
 from bench.report import Report, main, quantile
 
 REQUEST = b'{"id":"b","messages":[{"role":"user","content":"Say hello, please."}]}\n'
+BLOCKS = REQUEST.replace(b'"Say hello, please."', b'[{"type":"text","text":"Say hello, please."}]')
 ROUND_TRIPS = 3000
 CONNECTIONS = 16
 REQUESTS = 10_000
@@ -41,31 +43,31 @@ class Echo(servers.Server):
         return [sys.executable, servers.PEERS / "echo.py", self._kind, self.address.path]
 
 
-def answered(data: bytes) -> bool:
+def answered(data: bytes, request: bytes) -> bool:
     """Whether the last line is complete and ends the answer: ``done``, or the echo of the request."""
-    return data.endswith(b"\n") and (b'"type":"done"' in data or data == REQUEST)
+    return data.endswith(b"\n") and (b'"type":"done"' in data or data == request)
 
 
-def round_trip(sock: socket.socket) -> None:
-    sock.sendall(REQUEST)
+def round_trip(sock: socket.socket, request: bytes) -> None:
+    sock.sendall(request)
     data = b""
-    while not answered(data):
+    while not answered(data, request):
         data += sock.recv(65536)
 
 
-def round_trips(address: Address, count: int) -> list[float]:
+def round_trips(address: Address, count: int, request: bytes = REQUEST) -> list[float]:
     """The round trip of each request in microseconds."""
     clock = time.perf_counter
     times = []
     with address.connect() as sock:
         for _ in range(count):
             start = clock()
-            round_trip(sock)
+            round_trip(sock, request)
             times.append((clock() - start) * 1e6)
     return times
 
 
-def throughput(address: Address, count: int) -> float:
+def throughput(address: Address, count: int, request: bytes = REQUEST) -> float:
     """Requests per second over all connections."""
     with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
         partial: dict[socket.socket, bytes] = {}
@@ -75,28 +77,45 @@ def throughput(address: Address, count: int) -> float:
             partial[sock] = b""
         start = time.perf_counter()
         for sock in partial:
-            sock.sendall(REQUEST)
+            sock.sendall(request)
         finished = 0
         while finished < count:
             for key, _ in selector.select():
                 sock = key.fileobj  # type: ignore[assignment]
                 partial[sock] += sock.recv(65536)
-                if answered(partial[sock]):
+                if answered(partial[sock], request):
                     partial[sock] = b""
                     finished += 1
-                    sock.sendall(REQUEST)
+                    sock.sendall(request)
         return finished / (time.perf_counter() - start)
 
 
-def measure(server: servers.Server, report: Report) -> None:
-    times = round_trips(server.address, ROUND_TRIPS)
-    report.add(server.name, "round trip, p50", "µs", quantile(times, 0.5))
-    report.add(server.name, "round trip, p99", "µs", quantile(times, 0.99))
-    if not server.name.startswith("blocking"):
+class Contestant(NamedTuple):
+    """A server on one of its sockets."""
+
+    name: str
+    server: servers.Server
+    address: Address
+    request: bytes = REQUEST
+
+
+def contestants_of(server: servers.Server) -> Iterator[Contestant]:
+    yield Contestant(server.name, server, server.address)
+    if server.name == "inferd, Unix":
+        blocks = Address.unix(server.home / "infer.v2.sock")
+        yield Contestant("inferd, v2, Unix", server, blocks, BLOCKS)
+
+
+def measure(contestant: Contestant, report: Report) -> None:
+    name, server, address, request = contestant
+    times = round_trips(address, ROUND_TRIPS, request)
+    report.add(name, "round trip, p50", "µs", quantile(times, 0.5))
+    report.add(name, "round trip, p99", "µs", quantile(times, 0.99))
+    if not name.startswith("blocking"):
         before = server.cpu_seconds()
-        report.add(server.name, "requests", "1/s", throughput(server.address, REQUESTS))
+        report.add(name, "requests", "1/s", throughput(address, REQUESTS, request))
         cpu = (server.cpu_seconds() - before) / REQUESTS * 1e6
-        report.add(server.name, "processor time of a request", "µs", cpu)
+        report.add(name, "processor time of a request", "µs", cpu)
 
 
 def run(options: argparse.Namespace, report: Report) -> None:
@@ -116,11 +135,12 @@ def run(options: argparse.Namespace, report: Report) -> None:
                 running.append(stack.enter_context(start()))
             except servers.Unavailable as reason:
                 report.missing["the Rust inferd"] = str(reason)
-        for server in running:
-            round_trips(server.address, 500)
+        measured = [contestant for server in running for contestant in contestants_of(server)]
+        for contestant in measured:
+            round_trips(contestant.address, 500, contestant.request)
         for number in range(options.repeats):
-            for server in servers.in_turn(running, number):
-                watch.undisturbed(functools.partial(measure, server, report))
+            for contestant in servers.in_turn(measured, number):
+                watch.undisturbed(functools.partial(measure, contestant, report))
         for server in running[:2]:
             for metric, mebibytes in server.memory().items():
                 report.add(server.name, metric, "MiB", mebibytes)
@@ -130,6 +150,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
         report.ratio(metric, "inferd, Unix", "blocking echo, Unix")
     for metric in ("round trip, p50", "requests", "processor time of a request"):
         report.ratio(metric, "inferd, Unix", "inferd 0.2.1 (Rust), Unix")
+        report.ratio(metric, "inferd, v2, Unix", "inferd, Unix")
 
 
 if __name__ == "__main__":
