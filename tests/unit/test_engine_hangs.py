@@ -6,11 +6,13 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from asyncio.subprocess import PIPE
 from pathlib import Path
 
 import pytest
 
+from inferd.engine.local.child import process
 from inferd.engine.local.child.process import Patience
 from inferd.engine.local.child.supervisor import HostedModel
 from inferd.errors import (
@@ -94,6 +96,36 @@ async def test_a_stopped_process_counts_as_hung() -> None:
             await finish(stream)
         assert (await finish(await model.generate(ask(max_tokens=2)))).stop_reason == "length"
         assert pid_of(model) != first
+
+
+async def test_a_process_that_waits_for_a_processor_does_not_count_as_hung(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A stopped process stands for a starved one, so that the test does not depend on the machine's load."""
+    looks, starved = 0, True
+
+    def waits(pid: int) -> dict[str, int]:
+        nonlocal looks
+        looks += 1
+        return {"1": time.monotonic_ns()} if starved else {}
+
+    monkeypatch.setattr(process, "waits_of", waits)
+    async with hosted() as model:
+        stream = await begin(model, ask())
+        first = pid_of(model)
+        os.kill(first, signal.SIGSTOP)
+        wait_no_longer(model)
+        while looks < 10:
+            assert pid_of(model) == first
+            await asyncio.sleep(0.05)
+        starved = False
+        with pytest.raises(EngineEnded, match="no sign of life"):
+            await finish(stream)
+
+
+def test_the_system_reports_how_long_each_thread_has_waited() -> None:
+    assert str(os.getpid()) in process.waits_of(os.getpid())
+    assert process.waits_of(2**22 + 1) == {}
 
 
 async def test_a_cancel_is_answered_even_if_the_process_hangs() -> None:

@@ -7,7 +7,8 @@ it ends. Every message is validated. After the process has ended, each running j
 
 A process is hung, and is killed, if it answers no ping or if a step takes far longer than predicted. A
 process that was merely stopped (SIGSTOP) is killed, too. Times are those of the monotonic clock, which does
-not run while the machine sleeps. Time in which the daemon itself did not run does not count either.
+not run while the machine sleeps. Time in which the daemon itself did not run does not count either, nor, on
+Linux, does time in which the process waited for a processor: a busy machine is not a hung process.
 """
 
 from __future__ import annotations
@@ -58,6 +59,16 @@ _MEANINGS = {
 _log = log.get("engine")
 
 
+def waits_of(pid: int) -> dict[str, int]:
+    """Returns how many nanoseconds each thread of a process has waited for a processor. The result is empty
+    if the system does not report this."""
+    found = {}
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        with contextlib.suppress(OSError, IndexError, ValueError):  # the thread may have ended
+            found[task.name] = int((task / "schedstat").read_text().split()[1])
+    return found
+
+
 def environment() -> dict[str, str]:
     """Returns the environment variables for a process that runs llama.cpp."""
     return {name: value for name, value in os.environ.items() if _PASSED_ON.fullmatch(name)}
@@ -106,6 +117,8 @@ class EngineProcess:
         self._reason = ""
         self._pulse = m.Pulse()
         self._asked: float | None = None
+        self._waits: dict[str, int] | None = None
+        self._step_waited = 0.0
         self._beat_due = 0.0
         self._beat: asyncio.TimerHandle | None = None
         self._stderr = bytearray()
@@ -242,13 +255,22 @@ class EngineProcess:
             self._link.send(m.PING)
         else:
             self._asked += max(0.0, now - self._beat_due - _BUSY_BEAT_SECS)  # the daemon itself was held up
-        silent, step = now - self._asked, self._pulse.busy_ms / 1e3
+        if self._waits is not None:
+            waits = waits_of(self.pid)
+            waited = max((waits[key] - self._waits.get(key, 0) for key in waits), default=0) / 1e9
+            self._asked = min(now, self._asked + waited)
+            self._step_waited += waited
+            self._waits = waits
+        silent, step = now - self._asked, self._pulse.busy_ms / 1e3 - self._step_waited
         predicted = self._pulse.predicted_ms / 1e3
         most = max(patience.hang_secs, patience.predicted_factor * predicted)
         quiet = max(silent, step)
         slow = max(silent, step - predicted) >= patience.slow_secs
         if slow and not self.slow_secs:
             _log.warn("engine_slow", engine=self.name, seconds=round(quiet, 1))
+            self._waits, self._step_waited = waits_of(self.pid), 0.0  # only a slow process is examined
+        elif not slow:
+            self._waits, self._step_waited = None, 0.0
         self.slow_secs = quiet if slow else 0.0
         if silent >= patience.hang_secs or step >= most:
             self.kill(f"it gave no sign of life for {quiet:.0f} s")
