@@ -95,6 +95,21 @@ async def test_an_answer_is_the_same_alone_and_with_three_others() -> None:
         assert len(alone) > 20
 
 
+async def test_short_prompts_that_arrive_together_come_before_the_next_decoding_step() -> None:
+    answers, tokens, found = 4, 8, set()
+    async with backend(n_parallel=answers + 1) as engine:
+        for number in range(
+            100
+        ):  # a step that loses its core to another program takes the time of the next prompt
+            before = engine.pulse().steps
+            first = answer(engine, f"{number} " + "word " * 150, 1)  # the others arrive while it is computed
+            await asyncio.gather(first, *(answer(engine, f"{number} {name}", tokens) for name in "abcd"))
+            found.add(engine.pulse().steps - before - 1)
+            if answers + tokens - 1 in found:
+                return
+    raise AssertionError(found)
+
+
 async def test_a_seed_repeats_a_drawn_answer_and_another_seed_changes_it() -> None:
     async with backend() as engine:
         warm = {"temperature": 1.5}
