@@ -176,7 +176,7 @@ def test_the_schema_explains_each_key() -> None:
         "type": "integer",
         "minimum": 1,
         "maximum": 1_000_000,
-        "description": "The maximum number of open connections; a further connection is closed at once.",
+        "description": "The maximum number of open connections. A further connection is closed at once.",
     }
 
 

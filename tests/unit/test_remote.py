@@ -24,11 +24,14 @@ from tests.remote_server import Exchange, RemoteServer
 
 Start = Callable[..., RemoteServer]
 
+KEY = "key-7"  # no error has it by chance
+HEADERS = {"authorization": f"Bearer {KEY}"}
+
 
 async def ask(server: RemoteServer, *, timeout_secs: float = 30.0, at_most: int = 10**6) -> bytes:
     upstream = Upstream(server.url, timeout_secs)
     try:
-        return await upstream.read(f"{server.url}/x", b"{}", {"authorization": "Bearer k"}, at_most=at_most)
+        return await upstream.read(f"{server.url}/x", b"{}", HEADERS, at_most=at_most)
     finally:
         await upstream.close()
 
@@ -45,7 +48,7 @@ async def test_an_answer_is_read(remote: Start) -> None:
     assert await ask(server) == b"yes"
     (request,) = server.requests
     assert (request.method, request.path, request.body) == ("POST", "/x", b"{}")
-    assert request.headers["authorization"] == "Bearer k"
+    assert request.headers["authorization"] == HEADERS["authorization"]
     assert request.headers["accept-encoding"] == "identity"
 
 
@@ -75,7 +78,7 @@ async def test_another_fault_counts_and_its_reason_is_for_the_client_alone(
 
 
 async def test_no_key_is_shown_to_the_client(remote: Start) -> None:
-    said = orjson.dumps({"error": {"message": "k is wrong, and so is sk-" + "a1" * 20}})
+    said = orjson.dumps({"error": {"message": f"{KEY} is wrong, and so is sk-" + "a1" * 20}})
     error = await failure(remote(lambda exchange: exchange.whole(401, said)))
     assert "it says: … is wrong, and so is " in str(error)
     assert "a1a1" not in str(error)
