@@ -128,7 +128,7 @@ class TestRemove:
         before = [path for path in files(full.home) if not path.startswith("locks")]
         with (
             Lock.acquire(full.name_lock("tiny") if lock == "name" else full.blob_lock(DIGEST)),
-            pytest.raises(StoreError, match=f"is being fetched by process {os.getpid()}; wait for it"),
+            pytest.raises(StoreError, match=f"is in use by process {os.getpid()}; wait for it"),
         ):
             remove(full, "tiny")
         assert [path for path in files(full.home) if not path.startswith("locks")] == before

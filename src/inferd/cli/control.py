@@ -90,7 +90,8 @@ def _named() -> int:
     """Returns the pid of the daemon that ``INFERD_ADDRESS`` names.
 
     If the socket is forwarded from another machine, the pid that the daemon reports belongs to a process
-    there. So the pid is used only if the socket was made by that process or by its parent, such as systemd.
+    there. So on Linux, DaemonUnreachable is raised unless that process or its parent, such as systemd, made
+    the socket. Other systems do not tell who made a socket, and the pid is used unchecked.
     """
     address = admin_address()
     with AdminClient(address, timeout=ANSWER_SECS) as admin:

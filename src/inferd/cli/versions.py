@@ -1,5 +1,9 @@
-"""The additional lines of ``inferd --version --verbose``: the interpreter, the engine with its CPU variant
-and companions, and the path of the documentation."""
+"""The additional lines of ``inferd --version --verbose``.
+
+They show the interpreter and the platform, the CPU variant in use and the variants of the build, the
+companions (packages with a GPU backend), the devices, and the folder of the documentation if it is installed.
+The line of a companion has the file of its library, or the reason why it cannot be loaded.
+"""
 
 from __future__ import annotations
 

@@ -73,7 +73,8 @@ class ToolUse(Struct, frozen=True):
 
 
 class Frames(Struct, frozen=True):
-    """The bytes of one or more token frames, built from the request's :class:`FrameTemplate`."""
+    """The bytes of one or more token frames, built from the :class:`FrameTemplate` in the request's
+    ``frame``."""
 
     data: bytes
 

@@ -1,8 +1,9 @@
 """Serves the page at `/`: its files, and the state of the daemon that it shows.
 
 The files contain no secrets and need no key. At `/`, a browser gets the page. Ollama's clients, which request
-`/` without accepting HTML, get Ollama's greeting. The page's security policy lets it run only its own
-scripts, load only from this server, and never convert text to HTML.
+`/` without accepting HTML, get Ollama's greeting. The page's security policy lets it load
+scripts, styles, images and data only from this server, show images in ``data:`` URLs, and never convert text
+to HTML.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A reader gets the same end of file whether the client closed its socket or only shut down its sending side.
 The kernel distinguishes the two: it reports a hang-up only once both directions are closed. A hang-up is
-reported on a Unix socket as soon as the client closes, and on TCP when the client resets the connection.
+reported on a Unix socket as soon as the client closes, and on TCP only when the client resets the connection.
 epoll reports a hang-up even for a descriptor registered without events. So one epoll watches every
 connection, whether it is read or not, and costs nothing until a hang-up.
 """

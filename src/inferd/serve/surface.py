@@ -211,8 +211,11 @@ class RequestContext(Generic[R]):
         }
 
     def row(self, position: int | None) -> dict[str, object]:
-        """Returns the row of the request in a listing. ``position`` is its position in the queue, from 1, or
-        ``None``."""
+        """Returns the row of the request in a listing.
+
+        ``position`` is the request's position in the queue, from 1. It is ``None`` for a running request,
+        whose row has its position in the queue of an upstream daemon instead, if it waits there.
+        """
         return {
             "id": self.request.id[:_LOGGED_ID_CHARS],
             **self.source,

@@ -8,7 +8,7 @@ share it.
     HOME/blobs/sha256/AA/HASH/produced_by     marks a file that inferd installed
     HOME/blobs/sha256/AA/.partial-HASH/       a download in progress
     HOME/manifests/NAME.json                  the blob of a name, and its origin
-    HOME/locks/NAME.lock, .HASH.lock          held while a name or a blob is being written
+    HOME/locks/NAME.lock, .HASH.lock          held while a name or a blob is written or removed
     HOME/locks/quarantine/                    files with the wrong content
 
 Every write is atomic: a temporary file is written, synced and renamed, and then the directory is synced. A
@@ -184,11 +184,11 @@ class ModelStore:
         return self.home / "manifests" / f"{check_name(name)}.json"
 
     def name_lock(self, name: str) -> Path:
-        """Returns the path of the lock that a process holds while it fetches the model ``name``."""
+        """Returns the path of the lock that a process holds while it fetches or removes the model ``name``."""
         return self.home / "locks" / f"{check_name(name)}.lock"
 
     def blob_lock(self, sha256: str) -> Path:
-        """Returns the path of the lock that a process holds while it writes the blob.
+        """Returns the path of the lock that a process holds while it writes, removes or quarantines the blob.
 
         The lock of the name is not enough, since two names may refer to the same blob.
         """

@@ -48,7 +48,8 @@ class Rubbish:
 def remove(store: ModelStore, name: str) -> Removed:
     """Deletes the manifest of the model ``name``, and those of its blobs to which no other name refers.
 
-    Raises StoreError if the model does not exist, or if another process is fetching the model.
+    Raises StoreError if the name is invalid, if the model does not exist, if the store cannot be written, or
+    if another process fetches, removes or quarantines the model or one of its files.
     """
     known = lookup(name)
     if known is not None and not store.manifest_path(name).exists():
@@ -130,13 +131,12 @@ def _held(lock: Path, what: str) -> Lock:
         return Lock.acquire(lock)
     except LockHeld:
         raise StoreError(
-            f"{what} is being fetched by process {holder(lock) or '?'}; wait for it or stop it first"
+            f"{what} is in use by process {holder(lock) or '?'}; wait for it or stop it first"
         ) from None
 
 
 def _is_ours(partial: Path) -> bool:
-    """Whether inferd made this download directory, or it is empty. No other tool writes files of these
-    names."""
+    """Whether this download directory is empty or was made by inferd, judged by the names of its files."""
     names = {path.name for path in partial.iterdir()}
     return not names or bool(names & {"scratch", "source.json"})
 

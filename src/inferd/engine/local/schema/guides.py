@@ -82,9 +82,12 @@ class Guides:
         self.control = {text.decode(errors="replace"): i for text, i in model.control_tokens.items() if text}
 
     def answer(self, schema: str, *, lenient: bool) -> Held:
-        """Compiles the schema of an answer. Raises ``InvalidRequest`` with its JSON pointer for a keyword
-        that cannot be enforced. With ``lenient``, drops the keyword instead if the finished answer can be
-        checked for it."""
+        """Compiles the schema of an answer.
+
+        Raises ``InvalidRequest`` if the schema is unusable, or if it has a keyword that cannot be enforced;
+        the message then contains the JSON pointer of the keyword. With ``lenient``, drops such a keyword
+        instead if the finished answer can be checked for it.
+        """
         return self._held(schema, lenient, False)
 
     def tool(self, tool: Tool) -> Held:
