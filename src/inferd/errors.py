@@ -366,7 +366,7 @@ class UsageError(ConfigError):
 
 
 class LockHeld(OperatorError):
-    """Another daemon already holds the single-instance lock."""
+    """Another process already holds the lock: that of the single daemon, or one of the model store."""
 
 
 class AddressError(OperatorError):

@@ -90,7 +90,8 @@ def prompt(words: Sequence[str], *, stdin_taken: bool = False) -> str:
     """Returns the prompt: the words, and then the piped input. With ``-`` or without words, the prompt is
     stdin alone.
 
-    ``stdin_taken`` means that another option of the request has already read stdin.
+    ``stdin_taken`` means that another option of the request has already read stdin. Raises UsageError if
+    there is no prompt.
     """
     text = " ".join(words)
     if any(0xD800 <= ord(char) <= 0xDFFF for char in text):

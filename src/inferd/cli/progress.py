@@ -1,7 +1,7 @@
 """Shows the steps of loading a model on stderr.
 
-On a terminal, each step has a progress bar, which is removed at its end. Elsewhere, one line is printed at
-the start of each step.
+On a terminal, a progress bar shows the current step; no bar is left at the end. Elsewhere, one line is
+printed at the start of each step, and for each retry and each process that a step waits for.
 """
 
 from __future__ import annotations

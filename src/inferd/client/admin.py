@@ -53,7 +53,8 @@ _ROWS = ("running", "waiting", "backends")
 
 
 class Inquiry:
-    """Collects the frames that arrive after :data:`admin.SNAPSHOT_REQUEST`, up to its answer."""
+    """Collects the ``capabilities`` frames after :data:`admin.SNAPSHOT_REQUEST`, up to the request's
+    ``snapshot``."""
 
     def __init__(self) -> None:
         self._capabilities: list[Frame] = []

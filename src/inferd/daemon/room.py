@@ -50,8 +50,8 @@ class Room:
         leaving: Sequence[BackendSlot],
         show: Callable[[str, Mapping[str, object]], None],
     ) -> None:
-        """Puts models to rest until ``backend`` fits beside the ``others``, or until no more models can
-        leave.
+        """Unloads idle models, and then puts models of ``leaving`` to rest, until ``backend`` fits beside the
+        ``others``, or until no more models can leave.
 
         ``show`` is called before a model is put to rest.
         """

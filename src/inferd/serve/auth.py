@@ -1,7 +1,8 @@
 """API key authentication of TCP connections.
 
-The first line of the connection must be ``{"type":"auth","key":"…"}``. If the line is any other, the daemon
-closes the connection without sending a byte, so that a port scan does not identify the service.
+The first line of the connection must be ``{"type":"auth","key":"…"}``. If the line is another
+one, has a wrong key, is longer than ``MAX_LINE_BYTES`` or does not arrive within ``TIMEOUT_SECS``, the daemon
+closes the connection without sending a byte. So a port scan does not identify the service.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Binds the daemon's listening sockets.
 
 :func:`bind_unix` and :func:`bind_tcp` return a :class:`Bound`, whose socket listens and is non-blocking. Both
-functions raise AddressError with a remedy. :mod:`inferd.daemon.systemd` takes over sockets that a service
-manager opened.
+functions raise AddressError. :mod:`inferd.daemon.systemd` takes over sockets that a service manager opened.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ class Listener:
             check_key(self.address, has_key=has_key)
 
     def is_there(self) -> bool:
-        """Whether clients can still connect: false once the socket's file is deleted or replaced."""
+        """Whether clients can still connect: false once the file of a Unix socket is deleted or replaced."""
         return self._bound.is_there()
 
     def stop(self) -> None:

@@ -95,7 +95,7 @@ def _is_later_part(name: str) -> bool:
 
 def _of_quant(names: Sequence[str], quants: Sequence[str]) -> str | None:
     """Returns the shortest name that contains a quantisation as a whole word. The quantisation is the first
-    of ``quants`` that any name contains."""
+    of ``quants`` that any name contains. Returns ``None`` if no name contains any."""
     for quant in quants:
         word = re.compile(rf"(?:^|[-._/]){re.escape(quant)}(?:[-._/]|$)", re.IGNORECASE)
         found = [name for name in names if word.search(name)]

@@ -184,7 +184,7 @@ class ModelStore:
         return self.home / "manifests" / f"{check_name(name)}.json"
 
     def name_lock(self, name: str) -> Path:
-        """Returns the path of the lock that a process holds while it fetches or removes the model ``name``."""
+        """Returns the path of the lock that is held while a process fetches or removes the model ``name``."""
         return self.home / "locks" / f"{check_name(name)}.lock"
 
     def blob_lock(self, sha256: str) -> Path:

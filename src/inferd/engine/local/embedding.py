@@ -140,7 +140,8 @@ class EmbeddingModel(Backend):
     ) -> EmbeddingModel:
         """Loads the model and makes its context. Blocks until that is done.
 
-        ``config.n_ctx`` is the maximum number of tokens of one input. Options for generation are ignored.
+        ``config.n_ctx`` limits the number of tokens of one input, and so does the context for which the model
+        was trained. Options for generation are ignored.
         ``pooling`` is ``mean``, ``cls``, ``last`` or ``rank``, or ``None`` for the model file's own.
         ``progress`` and the errors are those of ``LlamaCpp.load``.
         """

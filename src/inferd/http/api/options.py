@@ -36,7 +36,7 @@ def sampling(fields: Fields) -> dict[str, Any]:
 
 
 def stops(fields: Fields, name: str) -> list[str]:
-    """Returns the stop strings, of which there may be at most 16."""
+    """Returns the stop strings, without the empty ones. Raises BadField if more than 16 are left."""
     found = [text for text in fields.texts(name) or () if text]
     if len(found) > MAX_STOPS:
         raise fields.bad(name, f"must hold at most {MAX_STOPS} strings")

@@ -37,9 +37,9 @@ class Generation:
 class Dialect(ABC):
     """One answer in the format of an API.
 
-    For a streamed answer, ``start`` is called first, then ``loading`` while the model is loaded, then
-    ``event`` for each event, and at last ``end`` or ``failed``. For an answer that is not streamed, only
-    ``whole`` is called.
+    For a streamed answer, ``start`` is called first, then ``event`` for each event, and at last ``end`` or
+    ``failed``. Between two of these, ``loading`` or ``silence`` gives a keep-alive. For an answer that is not
+    streamed, only ``whole`` is called. An error before the first byte is sent without the dialect.
     """
 
     api: ClassVar[Api]

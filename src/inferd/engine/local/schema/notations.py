@@ -195,7 +195,8 @@ class _Values:
         return f"({' | '.join(dict.fromkeys(ways))})"
 
     def value(self, parts: Parts) -> str | None:
-        """Returns the expression for a value that matches all the schemas, or ``None`` if no value can."""
+        """Returns the expression for a value that matches all the schemas, or ``None`` if no value can. At
+        the depth ``_DEEPEST`` the expression allows any value."""
         if any(part is False for part in parts):
             return None
         schemas = [part for part in parts if isinstance(part, dict)]

@@ -51,8 +51,8 @@ Compiles = Callable[[dict[str, Any]], bool]
 
 @dataclass(frozen=True, slots=True)
 class Rewritten:
-    """``schema`` is for the grammar. ``dropped`` lists the JSON pointers of the keywords that it does not
-    enforce, or enforces in part: a ``oneOf`` as an ``anyOf``."""
+    """``schema`` is for the grammar. ``dropped`` lists the JSON pointers of the keywords that ``schema`` does
+    not enforce, or enforces only in part, such as a ``oneOf`` that became an ``anyOf``."""
 
     schema: dict[str, Any]
     dropped: tuple[str, ...]
