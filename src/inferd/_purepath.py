@@ -308,8 +308,8 @@ def add_fields(entry: dict[str, Any], fields: dict[str, object], clean: Callable
 
 
 def joined_fields(entry: dict[str, Any], left_out: Container[str], plain: Callable[[Any], str]) -> str:
-    """Returns `` name=value`` for each field of ``entry`` whose value is not ``None`` and whose name is not in
-    ``left_out``. Numbers and words are written as they are, all other values as ``plain(value)``."""
+    """Returns `` name=value`` for each field of ``entry`` whose value is not ``None`` and whose name is not
+    in ``left_out``. Numbers and words are written as they are, all other values as ``plain(value)``."""
     text = ""
     for name, value in entry.items():
         if value is not None and name not in left_out:

@@ -378,7 +378,7 @@ class ModelError(OperatorError):
 
 
 class StoreError(OperatorError):
-    """The model store cannot be read or written."""
+    """The model store cannot be read or written, lacks the model, or is in use by another process."""
 
 
 class FetchError(StoreError):

@@ -141,7 +141,8 @@ class Chat:
         self._ask([*attached, text] if attached else text)
 
     def _ask(self, question: str | list[Any]) -> None:
-        """Sends the question. As long as the model calls tools, asks for their results and sends them."""
+        """Sends the question. As long as the model calls tools, asks the user for their results and sends
+        them. If the user gives no result, takes the question back."""
         self._last, self._asked_at = question, len(self.turns)
         choices = dict(self._choices)
         calls = self._answer(question, choices)

@@ -21,8 +21,10 @@ class AsyncAdminClient:
         self._connection: AsyncConnection | None = None
 
     async def event(self) -> Frame:
-        """Returns the next frame. The first frames describe the current state. Raises ConnectionLost when the
-        daemon exits."""
+        """Returns the next frame. The first frames describe the current state.
+
+        Raises DaemonUnreachable if the first call cannot connect, and ConnectionLost when the daemon exits.
+        """
         connection = await self._connected()
         return admin.parse(await connection.line())
 

@@ -30,8 +30,8 @@ def budget_bytes(private: int, asked: int = 0) -> int:
 
 def context_sizes(card: ModelCard, n_ctx: int | None, permits: int) -> Sequence[tuple[int, int]]:
     """Returns pairs of a possible context size and the bytes that the model then takes, the largest first.
-    With an ``n_ctx`` of ``None`` the sizes are ``CONTEXTS``, and with 0 the only size is the model's training
-    context."""
+    With an ``n_ctx`` of ``None`` the sizes are ``CONTEXTS``, and otherwise ``n_ctx`` is the only size; 0
+    means the model's training context. No size exceeds the training context."""
     wanted = CONTEXTS if n_ctx is None else (n_ctx or card.context,)
     contexts = dict.fromkeys(min(n, card.context or n) for n in wanted)
     return [(n, card.memory_bytes(n, 1 if card.pooling or card.ranks else max(1, permits))) for n in contexts]

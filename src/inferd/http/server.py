@@ -1,5 +1,5 @@
-"""The process of the bridge. The process runs uvicorn on a socket that is already bound, with its own
-handling of connections and signals.
+"""The process of the bridge. The process runs uvicorn on a socket that is already bound. inferd's own
+classes replace uvicorn's handling of connections and signals.
 
 The daemon runs ``python -m inferd.http``, and writes a :class:`Setup` as one line of JSON to the standard
 input of the process. When that input ends, the daemon has ended, and the bridge stops.

@@ -88,7 +88,8 @@ class Replica:
 
 
 def _start(config: Mapping[str, Any], directory: Path) -> subprocess.Popen[bytes]:
-    """Starts a daemon that keeps its files in ``directory``, to which only this user has access."""
+    """Starts a daemon whose config file, sockets and stderr are in ``directory``, to which only this user has
+    access."""
     path = directory / "config.json"
     path.write_text(json.dumps(config))
     path.chmod(0o600)

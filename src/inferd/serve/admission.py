@@ -42,8 +42,8 @@ _NEWEST_PART = 0.2
 
 class Permit:
     """The permission to run one request. The permit is given back at the end of its ``with`` block.
-    ``holder`` is the object that represents the request in listings, ``slot`` the backend that the request's
-    choice took."""
+    ``holder`` is the object that represents the request in listings. ``slot`` is the backend that the
+    request's :class:`Choice` took, or ``None`` for a request without a choice."""
 
     __slots__ = ("_admission", "began", "caller", "holder", "owner", "process", "slot")
 

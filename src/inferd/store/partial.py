@@ -4,7 +4,7 @@
 
     .partial-HASH/data.tmp      the bytes received so far
     .partial-HASH/source.json   their source, so that a later process can resume
-    .partial-HASH/scratch/      temporary files of the source
+    .partial-HASH/scratch/      temporary files while the source is copied
 
 Only the holder of the blob's lock touches these files. ``data.tmp`` is only appended to, and it becomes the
 blob only once its whole content has the right hash. So a process may die at any moment without harm.

@@ -66,7 +66,7 @@ class Lock:
     @classmethod
     def acquire(cls, path: Path) -> Lock:
         """Takes the lock. Raises LockHeld at once if another process holds it. Raises StoreError if the file
-        cannot be locked."""
+        cannot be opened or locked, or is no plain file."""
         make_private_dir(path.parent)
         while True:
             fd = _open(path)

@@ -75,8 +75,8 @@ class _Call:
 
 
 class Answer:
-    """Collects the chunks of an answer. Errors name the server as ``host``. With ``tool_required``, the answer
-    must call a tool."""
+    """Collects the chunks of an answer. Errors name the server as ``host``. With ``tool_required``, the
+    answer must call a tool."""
 
     def __init__(self, host: str, *, tool_required: bool) -> None:
         self._host = host

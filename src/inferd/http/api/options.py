@@ -96,8 +96,8 @@ def choose_tools(
 
 
 def want_logprobs(generation: Generation, fields: Fields, name: str, count: int) -> None:
-    """Requests log probabilities with ``count`` alternatives for each token. ``name`` is the field that an
-    error names."""
+    """Requests log probabilities with ``count`` alternatives for each token. Raises BadField for the
+    field ``name`` if the request also asks for thinking."""
     if generation.options.get("thinking"):
         raise fields.unsupported(name, "cannot be combined with thinking; leave one out")
     generation.options["logprobs"] = count

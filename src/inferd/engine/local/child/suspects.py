@@ -2,8 +2,8 @@
 
 A request is identified by a keyed hash, whose key exists in this daemon alone; its text is not kept. If a
 process dies, each request that was running becomes a possible cause. A request that was running at two deaths
-is a suspect and runs alone from then on. If a request runs alone at its second or a later death, it is
-convicted and refused for ten minutes.
+is a suspect and runs alone. If a request runs alone at its second or a later death, it is convicted and
+refused for ten minutes. A request's deaths are forgotten ten minutes after the last of them.
 """
 
 from __future__ import annotations

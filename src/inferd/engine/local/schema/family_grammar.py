@@ -417,7 +417,7 @@ class Format:
         return choice + "?" if len(given) < len(options) else choice
 
     def _text_without(self, ends: list[str]) -> str:
-        """Returns the expression for any text without ``ends``, or for no text."""
+        """Returns the expression for any text, even an empty one, that contains none of ``ends``."""
         if not ends:
             return f"{self._any_text()}?"
         pattern = "|".join(map(lark.regex_quoted, ends))

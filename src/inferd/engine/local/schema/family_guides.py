@@ -165,8 +165,8 @@ def _thoughts(form: Format, prompt: _llama.Prompt) -> str:
 
 
 def _shape(schema: Mapping[str, Any], typed: bool, listed: bool) -> dict[str, object]:
-    """Returns the part of a tool's schema that the parser needs: the names and the types of the
-    parameters."""
+    """Returns the part of a tool's schema that the parser needs: the names and the types of the parameters,
+    and which of them are required."""
     declared, needed = parameters(schema)
     properties = {
         name: _shape_of_types(_types(part, schema), typed, listed) for name, part in declared.items()
