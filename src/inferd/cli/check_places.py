@@ -94,7 +94,8 @@ def _directory(name: str, path: Path, variable: str, private: bool = False) -> F
 
 
 def _sockets(settings: Settings) -> Iterator[tuple[str, str | None, Path | None]]:
-    """Yields the name, the TCP address and the path of every socket of the daemon."""
+    """Yields the name, the TCP address and the path of each socket of the daemon, except that of the HTTP
+    bridge. ``None`` stands for an address or a path that the socket does not have."""
     yield "admin socket", None, settings.admin_addr
     names = {
         "v1": "inference socket",

@@ -2,8 +2,8 @@
 
 Frames and texts are raw bytes, and so are vectors after their header. Every other body is the msgpack of the
 type that the comment beside its kind names. Large bodies, such as the media of a request, travel in a memory
-file, whose descriptor is sent instead. The daemon does not trust an engine: if a body does not decode to its
-type, the daemon kills that engine.
+file, whose descriptor is sent instead. The daemon does not trust an engine: if a message has an unknown
+kind, or a body that does not decode to its type, the daemon kills that engine.
 """
 
 from __future__ import annotations
