@@ -93,9 +93,12 @@ def _directory(name: str, path: Path, variable: str, private: bool = False) -> F
     return Finding(name, "ok", str(path))
 
 
+_HTTP = "HTTP bridge"
+
+
 def _sockets(settings: Settings) -> Iterator[tuple[str, str | None, Path | None]]:
-    """Yields the name, the TCP address and the path of each socket of the daemon, except that of the HTTP
-    bridge. ``None`` stands for an address or a path that the socket does not have."""
+    """Yields the name, the TCP address and the path of each socket of the daemon. ``None`` stands for an
+    address or a path that the socket does not have."""
     yield "admin socket", None, settings.admin_addr
     names = {
         "v1": "inference socket",
@@ -117,6 +120,8 @@ def _sockets(settings: Settings) -> Iterator[tuple[str, str | None, Path | None]
     metrics = settings.metrics_addr
     if metrics is not None:
         yield "metrics socket", *((None, Path(metrics)) if "/" in metrics else (metrics, None))
+    if settings.http is not None:
+        yield _HTTP, settings.http, None
 
 
 def sockets(settings: Settings) -> Findings:
@@ -194,7 +199,8 @@ def _tcp(name: str, address: str, settings: Settings, running: bool) -> Finding:
             return Finding(name, "fail", f"{address} {reason}", advice)
     from inferd.serve.bind import check_key
 
-    check_key(address, has_key=settings.api_key is not None)
+    keys = (settings.api_key, settings.http_key_file if name == _HTTP else None)
+    check_key(address, has_key=any(key is not None for key in keys))
     return Finding(name, "ok", f"{address} is free")
 
 
