@@ -3,8 +3,9 @@ loops.
 
 Every contestant has the same model, threads, prompt and context size, samples greedily, and has no flash
 attention, which on a CPU slows decoding. llama-server takes part a second time with its default flash
-attention. inferd also takes part with its own choice of threads, and with typed blocks (v2). In each round
-every contestant answers the same new prompt once. The order rotates from round to round.
+attention. inferd also takes part with its own choice of threads, and with typed blocks (v2), always without
+drafts. In each round every contestant answers the same new prompt once. The order rotates from round to
+round.
 """
 
 from __future__ import annotations
@@ -117,11 +118,14 @@ def run(options: argparse.Namespace, report: Report) -> None:
         running: list[servers.Server] = []
         room = {"threads": threads, "n_ctx": N_CTX}
         own_threads = {"threads": 0, "n_ctx": N_CTX, "name": "inferd, its own threads"}
+        own = functools.partial(servers.Inferd, model, drafts="off")
+        blocks = "inferd, v2"
         own_flash = {"flash_attention": "auto", "name": "llama-server, its flash attention"}
         contestants: dict[str, Callable[[], servers.Server]] = {
-            "inferd": functools.partial(servers.Inferd, model, **room),
+            "inferd": functools.partial(own, **room),
+            blocks: functools.partial(own, **room, name=blocks),
             **servers.earlier(options, model, **room),
-            own_threads["name"]: functools.partial(servers.Inferd, model, **own_threads),
+            own_threads["name"]: functools.partial(own, **own_threads),
             "llama-server": functools.partial(servers.LlamaServer, python, model, **room),
             own_flash["name"]: functools.partial(servers.LlamaServer, python, model, **room, **own_flash),
             "llama-cpp-python": functools.partial(servers.LlamaCppPython, python, model, **room),
@@ -133,9 +137,10 @@ def run(options: argparse.Namespace, report: Report) -> None:
                 report.missing[name] = str(reason)
                 continue
             running.append(server)
-            contest.through(name, server, server.stream)
-            if isinstance(server, servers.Inferd) and name == "inferd":
-                contest.through("inferd, v2", server, server.v2_stream)
+            if isinstance(server, servers.Inferd) and name == blocks:
+                contest.through(name, server, server.v2_stream)
+            else:
+                contest.through(name, server, server.stream)
 
         rng = random.Random(options.seed)
         for name in list(contest.turns):

@@ -45,7 +45,14 @@ async def answer(backend: LlamaCpp, line: str) -> str:
 async def main(path: Path, threads: int, n_ctx: int) -> None:
     fd = os.open(path, os.O_RDONLY)
     config = LlamaCppConfig(
-        name="bench", model=path.name, path=path, fd=fd, n_ctx=n_ctx, n_parallel=1, threads=threads
+        name="bench",
+        model=path.name,
+        path=path,
+        fd=fd,
+        n_ctx=n_ctx,
+        n_parallel=1,
+        threads=threads,
+        drafts="off",
     )
     backend = LlamaCpp.load(config, progress=lambda phase, details: None, cancelled=threading.Event())
     await backend.start()
