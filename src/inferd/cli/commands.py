@@ -33,7 +33,7 @@ COMMANDS = {
     "show": ("show", "Show the facts of a model, and the memory it needs."),
     "load": ("loaded", "Load a stored model into the daemon, before the first request."),
     "unload": ("loaded", "Unload a model."),
-    "ps": ("loaded", "List the loaded models, and how long each stays loaded."),
+    "ps": ("loaded", "List the loaded and loading models, and how long each stays loaded."),
     "verify": ("models", "Check the hashes of stored models, or of all models without NAME."),
     "rm": ("models", "Delete models from the store."),
     "gc": ("models", "Delete files in the store that no model needs."),
