@@ -42,7 +42,7 @@ def write_llama(
     path: Path,
     *,
     files: int = 1,
-    keys: Mapping[str, int] | None = None,
+    keys: Mapping[str, int | str] | None = None,
     eager: bool = False,
     whole: bool = False,
     vocabulary: int = 0,
@@ -65,7 +65,8 @@ def write_llama(
         output[[text.startswith((b"</", b"}\n")) for text in tokens], 0] = 2 * LIKELY  # of a tool call
     tensors = {"token_embd.weight": np.ones_like(output), "output.weight": output}
     nothing = np.zeros((width, width), dtype=np.float32)
-    more = {f"general.sampling.{name}": value for name, value in sampling.items()} | dict(keys or {})
+    more: dict[str, str | float] = {f"general.sampling.{name}": value for name, value in sampling.items()}
+    more |= keys or {}
     names = [path]
     if files > 1:
         names = [path.with_name(f"{path.stem}-{i:05}-of-{files:05}.gguf") for i in range(1, files + 1)]
@@ -122,7 +123,7 @@ def _write(
     *,
     layers: int,
     heads: int,
-    **more: float,
+    **more: str | float,
 ) -> None:
     """Writes the files, each with header, keys, the list of its tensors, and the tensors. Each layer has the
     same ``matrices``."""

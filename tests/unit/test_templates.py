@@ -8,12 +8,15 @@ import resource
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from inferd.engine.local import _llama
 from inferd.engine.local.loading import preparing_threads
 from inferd.errors import InvalidRequest, ModelError
+from tests.tiny_llama import write_llama
 from tests.unit.test_llamacpp import load_model
 
 MEMORY, TIME, DEPTH = "takes too much memory", "takes too long", "nests too deeply"
@@ -139,3 +142,34 @@ def test_a_text_answer_renders_the_conversation_once(
     )
     templates = preparing.submit(_llama.Templates, model, source).result()
     assert len(preparing.submit(templates.render, conversation("hi")).result()) > 0
+
+
+ANALYSED = (
+    "{% if messages[0].content != 'hi' %}{% for i in range(300) %}{% endfor %}{% endif %}"
+    "{% if tools %}{{ tools | tojson }}{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking %}<think>{% else %}<think></think>{% endif %}{% endif %}"
+)
+"""A template whose analysis takes many more steps than the conversation "hi"."""
+
+
+def test_a_client_that_leaves_does_not_spoil_the_analysis_for_others(
+    tmp_path: Path, preparing: ThreadPoolExecutor
+) -> None:
+    path = write_llama(tmp_path / "model.gguf", keys={"tokenizer.chat_template.tool_use": ANALYSED})
+    templates = preparing.submit(_llama.Templates, load_model(path), "").result()
+    tool = {"name": "f", "description": "", "parameters": {"type": "object", "properties": {}}}
+    asked = {**json.loads(conversation("hi")), "text_only": False}
+    request = json.dumps({**asked, "tools": [{"type": "function", "function": tool}]}).encode()
+
+    def render() -> None:
+        with cancellation:
+            templates.render(request)
+
+    cancellation = _llama.Cancellation()
+    cancellation.cancel()
+    with suppress(InvalidRequest):
+        preparing.submit(render).result()
+    prompt = preparing.submit(templates.render, request).result()
+    assert prompt.thinking == (b"<think>", [b"</think>"])

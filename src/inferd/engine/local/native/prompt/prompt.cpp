@@ -129,6 +129,7 @@ std::unique_ptr<Prompts> Prompts::make(const llama_model *model, const std::stri
         prompts->templates_ = {made.release(), common_chat_templates_free};
         prompts->nested_ = prompts->shows_nested_arguments();
         prompts->thinking_ = prompts->turns_thinking_off();
+        prompts->analyse_for_tools();
         prompts->control_.resize(256);
         const int32_t n_vocab = llama_vocab_n_tokens(prompts->vocab_);
         for (llama_token token = 0; token < n_vocab; token++) {
@@ -161,9 +162,27 @@ bool Prompts::supports(const char *capability) const noexcept {
 
 bool Prompts::turns_thinking_off() const noexcept {
     try {
-        return common_chat_templates_support_enable_thinking(templates_.get());
+        return within_template_budget(
+            0, [&] { return common_chat_templates_support_enable_thinking(templates_.get()); });
     } catch (const std::exception &) {
         return false;
+    }
+}
+
+// Makes llama.cpp analyse the template for tools, which some models have besides their template. `turns_thinking_off`
+// did so for the other one. Analysed by a request, it would stay half analysed for all later requests if the client left
+// meanwhile, because the analysis takes a broken-off render for one that the template refuses.
+void Prompts::analyse_for_tools() const noexcept {
+    try {
+        common_chat_templates_inputs inputs;
+        common_chat_msg asked;
+        asked.role = "user";
+        asked.content = "Hello";
+        inputs.messages = {asked};
+        inputs.tools = {{"name", "description", R"({"type": "object", "properties": {}})"}};
+        within_template_budget(0, [&] { return common_chat_templates_apply(templates_.get(), inputs); });
+    } catch (const std::exception &) {
+        // a template that refuses this conversation may accept others
     }
 }
 

@@ -91,6 +91,7 @@ class Prompts {
     bool supports(const char *capability) const noexcept;
     bool shows_nested_arguments() const noexcept;
     bool turns_thinking_off() const noexcept;
+    void analyse_for_tools() const noexcept;
     std::string disarm(const std::string &text, const std::string &mark) const;
     std::vector<size_t> turns(const std::vector<common_chat_msg> &messages, const std::string &prompt) const;
     bool begins_with_control(const std::string &text, size_t at) const { return control_at(text, at) != nullptr; }
