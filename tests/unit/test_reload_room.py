@@ -4,6 +4,8 @@ loaded again."""
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,9 @@ from inferd.engine.mock import Mock
 from inferd.serve.pool import BackendSlot
 from inferd.serve.queues import Queues
 from inferd.serve.router import Router
+from tests.daemon_process import is_gone
 from tests.in_process import until
+from tests.unit.test_engine_process import ask, finish, hosted, pid_of, restarts_of
 from tests.unit.test_residency import MIB, Home
 
 
@@ -126,3 +130,17 @@ async def test_a_model_that_was_replaced_does_not_return(home: Home) -> None:
     reload.router.replace(reload.old[1:])
     assert reload.room.end() == ["b"]
     assert reload.resting() == ["a"]
+
+
+async def test_a_cancelled_rest_leaves_no_process_behind() -> None:
+    async with hosted() as model:
+        os.kill(pid_of(model), signal.SIGKILL)
+        await until(lambda: restarts_of(model) == 1 and model._serving is not None)
+        old = pid_of(model)
+        resting = asyncio.create_task(model.rest())
+        await asyncio.sleep(0)
+        resting.cancel()
+        await asyncio.wait((resting,))
+        model.wake()
+        await until(lambda: is_gone(old))
+        assert (await finish(await model.generate(ask(max_tokens=2)))).stop_reason == "length"

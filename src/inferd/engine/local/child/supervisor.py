@@ -230,9 +230,9 @@ class HostedModel(Backend):
     async def rest(self) -> None:
         self._resting = True
         self._jobs.serve(None)
-        if self._restarting is not None:
+        if self._restarting is not None and not self._restarting.done():
             self._restarting.cancel()
-            await asyncio.wait((self._restarting,))
+            await asyncio.wait((self._restarting,))  # a cancel here finds no serving process to forget
         running = self._jobs.take_running()
         for job in running:
             job.fail(Unavailable("the backend is closing"))
