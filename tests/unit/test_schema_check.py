@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from inferd.engine.local.schema import schema_check
-from inferd.engine.local.schema.schema_check import Check
+from inferd.engine.local.schema.schema_check import Check, Turn
 from inferd.errors import InvalidRequest
 from tests.cases import cases
 from tests.unit.test_schemas import DRAFT_7, DRAFT_2020, allows, hold, properties
@@ -105,3 +105,17 @@ def test_equal_items_are_found_without_comparing_each_pair(monkeypatch: pytest.M
                 schema_check.read(schema)
         else:
             schema_check.read(schema)
+
+
+def test_a_turn_is_not_lost_at_the_recursion_limit() -> None:
+    class Short(Turn):
+        SLICE_SECS = PASS_SECS = 0.0
+
+    turn = Short()
+
+    def nest() -> None:
+        turn.poll()
+        nest()
+
+    with pytest.raises(RecursionError), turn:
+        nest()

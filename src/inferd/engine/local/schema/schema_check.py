@@ -65,7 +65,9 @@ class Turn:
         if time.monotonic() >= self._end:
             self._lock.release()
             time.sleep(self.PASS_SECS)
-            self.__enter__()
+            # Not `__enter__`: near the recursion limit, its frame may be one too many, and the turn be lost.
+            self._lock.acquire()
+            self._end = time.monotonic() + self.SLICE_SECS
 
 
 _turn = Turn()
