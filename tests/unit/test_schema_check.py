@@ -119,3 +119,26 @@ def test_a_turn_is_not_lost_at_the_recursion_limit() -> None:
 
     with pytest.raises(RecursionError), turn:
         nest()
+
+
+def test_each_depth_of_the_stack_refuses_what_nests_too_deeply() -> None:
+    """Another function reaches the recursion limit at each depth."""
+    draft = {"$schema": "http://json-schema.org/draft-07/schema#"}
+    part: dict[str, Any] = {}
+    for _ in range(200):
+        part = {"items": part}
+    deep = json.dumps({**draft, "type": "object", "properties": {"a": part}})
+    again = {"items": {"$ref": "#/definitions/a"}}
+    check = Check({**draft, "definitions": {"a": again}, **again})
+    value = "[" * 300 + "]" * 300
+
+    def below(frames: int) -> None:
+        if frames:
+            below(frames - 1)
+        else:
+            with pytest.raises(InvalidRequest, match="nests too deeply"):
+                schema_check.read(deep)
+            assert check.fault(value) == "it is not JSON, or nests too deeply"
+
+    for frames in range(24):
+        below(frames)

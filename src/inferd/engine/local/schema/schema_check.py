@@ -86,14 +86,22 @@ def read(text: str) -> dict[str, Any]:
                 raise refusal("", f"it holds more than {MAX_SCHEMAS} schemas")
             draft = _draft_of(schema)
             fault = next(_validator_of(draft).iter_errors(schema), None)
-    except RecursionError:
-        raise refusal("", "it nests too deeply") from None
     except ValueError as error:
         raise refusal("", f"it is not JSON ({error})") from None
+    except BaseException as error:
+        if not _is_depth(error):
+            raise
+        raise refusal("", "it nests too deeply") from None
     if fault is not None:
         where = "".join(step("", key) for key in fault.absolute_path)
         raise refusal(where or "/", fault.message[:200])
     return schema
+
+
+def _is_depth(error: BaseException) -> bool:
+    """Whether the error comes from the recursion limit. The maps of ``referencing`` are written in Rust, and
+    make a panic of a RecursionError in them, which is no ``Exception``."""
+    return isinstance(error, RecursionError) or type(error).__name__ == "PanicException"
 
 
 def parse(text: str) -> dict[str, Any]:
@@ -139,6 +147,9 @@ def _draft_of(schema: dict[str, Any]) -> Any:
     if "$schema" not in schema and _any(schema, lambda node: isinstance(node.get("items"), list)):
         return jsonschema.Draft7Validator  # a tuple in the syntax up to draft 7
     return validators.validator_for(schema, default=_LATEST)
+
+
+_UNREADABLE = "it is not JSON, or nests too deeply"
 
 
 class _TooLong(Exception):
@@ -187,10 +198,14 @@ class Check:
         try:
             value = json.loads(text, parse_constant=_refuse_constant)
             error = next(self._validator.iter_errors(value), None)
-        except (ValueError, RecursionError):
-            return "it is not JSON, or nests too deeply"
+        except ValueError:
+            return _UNREADABLE
         except _TooLong:
             return "checking it takes too much processor time"
+        except BaseException as fault:
+            if not _is_depth(fault):
+                raise
+            return _UNREADABLE
         if error is None:
             return None
         where = "".join(step("", key) for key in error.absolute_path)
