@@ -14,6 +14,7 @@ from inferd.config.settings import Settings
 from inferd.daemon.room import Room
 from inferd.engine.backend import EngineState
 from inferd.engine.mock import Mock
+from inferd.errors import ModelTooLarge
 from inferd.serve.pool import BackendSlot
 from inferd.serve.queues import Queues
 from inferd.serve.router import Router
@@ -98,6 +99,19 @@ async def test_idle_models_on_demand_leave_first(home: Home) -> None:
     await reload.make()
     assert [model.closed for model in home.made] == [True, False], "the least recently used one"
     assert reload.resting() == []
+    await home.models.close()
+
+
+async def test_a_model_on_demand_leaves_the_room_to_the_reload(tmp_path: Path) -> None:
+    need = Home(tmp_path).need("a")
+    home = Home(tmp_path, memory_budget_bytes=need + MIB // 2)
+    reload = Reload(home, MIB)
+    await reload.make()
+    reload.router.replace([])  # so that `a` is a model on demand
+    with pytest.raises(ModelTooLarge):
+        await home.use("a")
+    reload.room.end()
+    await home.use("a")
     await home.models.close()
 
 

@@ -99,6 +99,8 @@ class Residency:
         self._made: Directory | None = None
         self._build = build
         self._tell = tell
+        self.starting: set[Backend] = set()
+        """The models that a reload has begun to load. Their memory is taken, too."""
         self._residents: dict[str, _Resident] = {}
         self._loads: dict[str, _Loading] = {}
         self._waiting: dict[str, int] = {}
@@ -245,7 +247,7 @@ class Residency:
         held = memory.part_here(card, len(entry.rpc), entry.n_gpu_layers)
         sizes = memory.context_sizes(held, entry.n_ctx, self.settings.active_permits)
         while True:
-            used, private = self.memory(member.backend for member in self._router.members)
+            used, private = self.memory({*self.starting, *(each.backend for each in self._router.members)})
             budget = memory.budget_bytes(private, self.settings.memory_budget_bytes)
             fitting = next(((n, size) for n, size in sizes if not budget or used + size <= budget), None)
             # Prefer a shorter context to unloading a model that may be needed again.

@@ -23,7 +23,9 @@ _log = log.get("backends")
 
 
 class Residents(Protocol):
-    """The models on demand."""
+    """The models on demand. They leave the memory of the ``starting`` backends alone."""
+
+    starting: set[Backend]
 
     def memory(self, others: Iterable[Backend]) -> tuple[int, int]:
         """Returns the bytes that they and the ``others`` take, and those without a file."""
@@ -60,12 +62,13 @@ class Room:
             if await self._models.unload_idle("the configuration needs its memory"):
                 continue
             if not awake:
-                return
+                break
             slot = awake.pop(0)
             about = {"unloading": slot.backend.name, "running": slot.running}
             _log.info("making_room", loading=backend.name, **about)
             show("making_room", about)
             await self._put_to_rest(slot)
+        self._models.starting.add(backend)
 
     def _fits(self, settings: Settings, backend: Backend, others: Collection[Backend]) -> bool:
         from inferd.daemon import memory
@@ -95,6 +98,7 @@ class Room:
             backend.wake()
         for queue in self._paused:
             queue.resume()
+        self._models.starting.clear()
         self._resting.clear()
         self._paused.clear()
         return [backend.name for backend in woken]
