@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from inferd.config.entries import MockEntry
 from inferd.config.settings import Settings
+from inferd.daemon.backends import Backends
 from inferd.daemon.room import Room
 from inferd.engine.backend import EngineState
 from inferd.engine.mock import Mock
@@ -99,6 +101,20 @@ async def test_idle_models_on_demand_leave_first(home: Home) -> None:
     await reload.make()
     assert [model.closed for model in home.made] == [True, False], "the least recently used one"
     assert reload.resting() == []
+    await home.models.close()
+
+
+async def test_a_first_backend_gets_the_room_of_models_on_demand(home: Home) -> None:
+    home.router.replace([])
+    room = Room(home.router, Queues(1, 4), home.models)
+    backends = Backends(home.router, lambda settings, entry, *_: Large(entry.name), room)
+    backends.use([])
+    await home.use("a")
+    wanted = Settings(backends=(MockEntry(name="new"),), memory_budget_bytes=MIB)
+    backends.use(await backends.make(wanted, lambda phase, details: None))
+    await backends.settle()
+    assert [model.closed for model in home.made] == [True]
+    await backends.close()
     await home.models.close()
 
 

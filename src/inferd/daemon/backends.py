@@ -51,6 +51,7 @@ class Backends:
         self._routes: dict[Backend, Route] = {}
         """The routes of the backends that the last :meth:`make` returned, for the router and for clients."""
         self._retiring: set[asyncio.Task[None]] = set()
+        self._started = False
 
     async def make(self, settings: Settings, show: Show) -> list[Backend]:
         """Builds and starts the backends of ``settings``, and returns them in order. Entries that are loaded
@@ -93,7 +94,7 @@ class Backends:
             loop.call_soon_threadsafe(pace.show, phase, details)
 
         async def make_room(backend: Backend) -> None:
-            if self._router.members:  # else this is the start: the first models are loaded as configured
+            if self._started:  # the first models are loaded as configured
                 await self._room.make(settings, backend, self._build_keys, leaving, show)
 
         backend = await started(
@@ -126,6 +127,7 @@ class Backends:
 
     def use(self, backends: Sequence[Backend]) -> None:
         """Makes the router use ``backends``, which :meth:`make` returned, from the next request on."""
+        self._started = True
         for member in self._router.replace(backends, self._routes):
             del self._build_keys[member.backend]
             self._in_background(self._retire(member, at_once=self._room.rests(member)))
