@@ -2,7 +2,7 @@
 
 They show the interpreter and the platform, the CPU variant in use and the variants of the build, the
 companions (packages with a GPU backend), the devices, and the folder of the documentation if it is installed.
-The line of a companion has the file of its library, or the reason why it cannot be loaded.
+The line of a companion shows the path of its library, or the reason why the library cannot be loaded.
 """
 
 from __future__ import annotations

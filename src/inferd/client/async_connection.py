@@ -48,7 +48,10 @@ class AsyncConnection:
         connect_timeout: float | None = None,
         incoming: type[Incoming] = Incoming,
     ) -> AsyncConnection:
-        """Connects. ``incoming`` is the class that splits the received bytes. Raises DaemonUnreachable."""
+        """Connects. ``incoming`` is the class that splits the received bytes into lines.
+
+        Raises DaemonUnreachable.
+        """
         keyed = api_key if endpoint.tcp is not None and api_key else None
         try:
             connected = await _connect(endpoint, connect_timeout)

@@ -29,8 +29,9 @@ The log notes each flag and each variable that overrides the config file. It als
 that begins with `INFERD_`, with the nearest known name. Secrets never appear in `--help`, in logs or in
 errors. `inferd config show --origin` prints every value with its source.
 
-*Live* marks an option that a running daemon can change. To apply a change, run `inferd reload` or send
-SIGHUP: the daemon then reads its configuration again. A change of any other option needs a restart.
+*Live* marks an option that can be changed without restarting the daemon. To apply a change, run `inferd
+reload` or send SIGHUP: the daemon then reads its configuration again. A change of any other option needs a
+restart.
 
 The *runtime directory* is `$XDG_RUNTIME_DIR/inferd`, else `~/.inferd/run`, else `/tmp/inferd-UID`; on macOS
 it is `$TMPDIR/inferd`. The config file is the file that `--config` or `INFERD_CONFIG` names. The default is

@@ -296,7 +296,7 @@ class Words(Kind):
 
     @property
     def description(self) -> str:
-        return "words separated by commas"
+        return "words separated by commas; in the config file, an array of words"
 
     @property
     def file_type(self) -> Any:
@@ -325,7 +325,7 @@ class Aliases(Kind):
 
     @property
     def description(self) -> str:
-        return "patterns and names as PATTERN=NAME, separated by commas"
+        return "patterns and names as PATTERN=NAME, separated by commas; in the config file, an object"
 
     @property
     def file_type(self) -> Any:

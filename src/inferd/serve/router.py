@@ -41,8 +41,8 @@ or scores."""
 
 
 class Dispatch:
-    """Use it as ``with router.dispatch() as backend: …``. The backend's breaker gets the result of
-    the block."""
+    """Use it as ``with router.dispatch() as backend: …``. Afterwards the backend's breaker is told whether
+    the block succeeded or failed. An error that is not the backend's counts as neither."""
 
     __slots__ = ("_clock", "_member", "_probe")
 

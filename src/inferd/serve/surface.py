@@ -266,12 +266,12 @@ class Surface(ABC, Generic[R]):
 
     @property
     def lines(self) -> Surface[Any]:
-        """The surface for clients of this socket that send lines."""
+        """The surface for the clients of this socket that use lines, not frames."""
         return self
 
     @property
     def frames(self) -> Surface[Any] | None:
-        """The surface for clients of this socket that send frames."""
+        """The surface for the clients of this socket that use frames, not lines."""
         return None
 
     # Content after a request. A surface without such content overrides nothing here.

@@ -2,10 +2,10 @@
 uses frames or lines.
 
 A frame is the length of its payload (LEB128, at most 64 MiB), one byte for its kind, ``JSON`` or ``BLOB``,
-and the payload. A request is a JSON frame with ``"wire_version": 1``. The attachments without ``bytes``
-follow the request in order. Each is one JSON frame, the descriptor, and one blob frame.
-:class:`inferd.fastpath.LineSplitter` reads the heads of frames. Answers are encoded as lines, which
-:func:`inferd.fastpath.frame_lines` converts to frames.
+and the payload. A request is a JSON frame with ``"wire_version": 1``. The content of each attachment that
+has no ``bytes`` field follows the request, in the order of ``attachments``: one JSON frame, the descriptor,
+and one blob frame. :class:`inferd.fastpath.LineSplitter` reads the heads of frames. Answers are encoded as
+lines, which :func:`inferd.fastpath.frame_lines` converts to frames.
 """
 
 from __future__ import annotations

@@ -312,8 +312,8 @@ def _ignore(phase: str, details: dict[str, object]) -> None: ...
 
 
 class _HostedStream(Stream):
-    """The events of a job. The process pauses the job while the client has not pulled ``WINDOW_BYTES`` of
-    them."""
+    """The events of a job. The process pauses the job while ``WINDOW_BYTES`` or more of the events' bytes are
+    sent and not yet acknowledged. They are acknowledged as the client pulls them, half a window at a time."""
 
     def __init__(self, model: HostedModel, job: Job) -> None:
         self._model = model
