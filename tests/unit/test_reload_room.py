@@ -30,6 +30,10 @@ class Large(Mock):
     """A mock that takes a mebibyte unless it rests."""
 
     resting = False
+    living = True
+
+    def alive(self) -> bool:
+        return self.living
 
     def engine_state(self) -> EngineState:
         return EngineState(estimate_bytes=0 if self.resting else MIB)
@@ -116,6 +120,21 @@ async def test_a_first_backend_gets_the_room_of_models_on_demand(home: Home) -> 
     assert [model.closed for model in home.made] == [True]
     await backends.close()
     await home.models.close()
+
+
+async def test_a_broken_model_gives_its_room_to_its_successor(home: Home) -> None:
+    home.router.replace([])
+    room = Room(home.router, Queues(1, 4), home.models)
+    backends = Backends(home.router, lambda settings, entry, *_: Large(entry.name), room)
+    wanted = Settings(backends=(MockEntry(name="model"),), memory_budget_bytes=MIB)
+    (broken,) = await backends.make(wanted, lambda phase, details: None)
+    assert isinstance(broken, Large)
+    backends.use([broken])
+    broken.living = False
+    backends.use(await backends.make(wanted, lambda phase, details: None))
+    assert broken.resting
+    await backends.settle()
+    await backends.close()
 
 
 async def test_a_model_on_demand_leaves_the_room_to_the_reload(tmp_path: Path) -> None:

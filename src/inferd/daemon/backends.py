@@ -68,7 +68,11 @@ class Backends:
             if not isinstance(entry, LlamaCppEntry) or entry.preload
         ]
         keys = [key for _, key in entries]
-        leaving = [slot for slot in self._router.members if self._build_keys[slot.backend] not in keys]
+        leaving = [
+            slot
+            for slot in self._router.members
+            if self._build_keys[slot.backend] not in keys or not slot.backend.alive()
+        ]
         for entry, wanted in entries:
             there = (
                 backend for backend, made in self._build_keys.items() if made == wanted and backend.alive()
