@@ -196,7 +196,7 @@ class ModelOptions:
         _ENGINE,
         Integer(0, 1 << 20),
         1024,
-        "The maximum memory in MiB in which each model keeps computed prompts outside its slots. With 0, no"
+        "The maximum memory, in MiB, that each model uses for computed prompts outside its slots. With 0, no"
         " prompt is kept there.",
         key="engine.cache_mib",
         reload=True,

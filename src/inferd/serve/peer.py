@@ -19,8 +19,7 @@ _SOL_LOCAL, _LOCAL_PEERCRED, _LOCAL_PEERPID = 0, 1, 2
 
 
 class Peer(NamedTuple):
-    """The identity of a peer. ``address`` is set only for TCP, ``uid``, ``gid`` and ``pid`` only for a Unix
-    socket, ``sid`` and ``pid`` only for a named pipe.
+    """The identity of a peer. TCP sets ``address``. A Unix socket sets ``uid``, ``gid`` and ``pid``.
 
     A field that is unknown is ``None``.
     """
@@ -30,7 +29,6 @@ class Peer(NamedTuple):
     gid: int | None = None
     pid: int | None = None
     address: str | None = None
-    sid: str | None = None
 
     @property
     def caller(self) -> Hashable:
@@ -42,14 +40,12 @@ class Peer(NamedTuple):
         """The key of the peer's user. Over TCP it is the key of the peer's host."""
         if self.address is not None:
             return self.address
-        return self.uid if self.sid is None else self.sid
+        return self.uid
 
     def fields(self) -> dict[str, object]:
         """Returns the fields of a log record that describe the peer."""
         if self.address is not None:
             return {"peer": f"tcp:{self.address}"}
-        if self.sid is not None:
-            return {"peer": self.transport, "peer_sid": self.sid, "peer_pid": self.pid}
         return {"peer": self.transport, "peer_uid": self.uid, "peer_gid": self.gid, "peer_pid": self.pid}
 
 
