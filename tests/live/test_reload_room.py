@@ -37,6 +37,8 @@ class Busy:
 
     def __init__(self, daemon: Start, directory: Path, held: ExitStack) -> None:
         self.config = directory / "config.json"
+        self.other = directory / f"{NEW}.gguf"
+        self.other.symlink_to(random_llama())
         self.held = held
         write_config(self.config, "old", random_llama())
         options = {"threads": 1, "active_permits": 1, "drain_timeout_secs": 100}
@@ -59,6 +61,11 @@ class Busy:
         write_config(self.config, name, model)
         self.process.signal(signal.SIGHUP)
 
+    def make_room(self, model: Path) -> None:
+        """Reloads with another model, and returns when the old one begins to make room."""
+        self.reload("new", model)
+        self.process.wait_event("making_room")
+
     def go_on(self) -> None:
         os.kill(self.engine, signal.SIGCONT)
 
@@ -74,11 +81,8 @@ def busy(daemon: Start, short_dir: Path) -> Iterator[Busy]:
         yield Busy(daemon, short_dir, held)
 
 
-def test_the_old_model_ends_its_requests_and_makes_room(busy: Busy, short_dir: Path) -> None:
-    other = short_dir / f"{NEW}.gguf"
-    other.symlink_to(random_llama())
-    busy.reload("new", other)
-    busy.process.wait_event("making_room")
+def test_the_old_model_ends_its_requests_and_makes_room(busy: Busy) -> None:
+    busy.make_room(busy.other)
     busy.go_on()
     assert busy.ends() == [("done", OLD), ("done", NEW)]
     until(lambda: len(engines(busy.process)) == 1)
@@ -94,8 +98,7 @@ def test_the_old_model_returns_if_the_new_one_cannot_be_loaded(busy: Busy, short
     broken = short_dir / "broken.gguf"
     broken.write_bytes(random_llama().read_bytes().replace(b"blk.0.attn_q.weight", b"blk.0.attn_X.weight"))
     with busy.process.subscribe() as admin:
-        busy.reload("new", broken)
-        busy.process.wait_event("making_room")
+        busy.make_room(broken)
         busy.go_on()
         assert busy.ends() == [("done", OLD), ("done", OLD)]
         while (frame := admin.frame())["status"] != "reload_failed":
@@ -107,11 +110,8 @@ def test_the_old_model_returns_if_the_new_one_cannot_be_loaded(busy: Busy, short
     busy.process.note_resources()
 
 
-def test_a_newer_reload_keeps_the_old_model(busy: Busy, short_dir: Path) -> None:
-    other = short_dir / f"{NEW}.gguf"
-    other.symlink_to(random_llama())
-    busy.reload("new", other)
-    busy.process.wait_event("making_room")
+def test_a_newer_reload_keeps_the_old_model(busy: Busy) -> None:
+    busy.make_room(busy.other)
     busy.reload("old", random_llama())
     busy.process.wait_event("reloaded")
     busy.go_on()
@@ -120,11 +120,8 @@ def test_a_newer_reload_keeps_the_old_model(busy: Busy, short_dir: Path) -> None
     busy.process.note_resources()
 
 
-def test_a_stop_while_room_is_made_lets_the_requests_finish(busy: Busy, short_dir: Path) -> None:
-    other = short_dir / f"{NEW}.gguf"
-    other.symlink_to(random_llama())
-    busy.reload("new", other)
-    busy.process.wait_event("making_room")
+def test_a_stop_while_room_is_made_lets_the_requests_finish(busy: Busy) -> None:
+    busy.make_room(busy.other)
     busy.process.signal(signal.SIGTERM)
     busy.process.wait_event("stopping")
     busy.go_on()

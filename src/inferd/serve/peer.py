@@ -38,9 +38,7 @@ class Peer(NamedTuple):
     @property
     def owner(self) -> Hashable:
         """The key of the peer's user. Over TCP it is the key of the peer's host."""
-        if self.address is not None:
-            return self.address
-        return self.uid
+        return self.address if self.address is not None else self.uid
 
     def fields(self) -> dict[str, object]:
         """Returns the fields of a log record that describe the peer."""
