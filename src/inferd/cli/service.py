@@ -157,7 +157,7 @@ class Systemd(Manager):
 
 
 class Launchd(Manager):
-    """launchd, in the session of the user who is logged in at the screen."""
+    """launchd, in the graphical session of the user."""
 
     hint = "it ends when you log out"
 

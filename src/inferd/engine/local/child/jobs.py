@@ -114,7 +114,7 @@ class Job:
             self.process.tell(m.CANCEL, self._number)
 
     def leave(self) -> None:
-        """Ends the job, because nobody reads its messages any more. May be called again."""
+        """Ends the job, because its messages have no reader any more. May be called again."""
         if self._left:
             return
         self._left = True
