@@ -1,9 +1,9 @@
-"""The lock and the listening sockets of a daemon, by which clients find it.
+"""Holds the lock and the listening sockets of a daemon, by which clients find it.
 
 The lock and the first sockets are taken before asyncio and the rest of the daemon are imported, so that an
-early client can connect and wait. The lock is taken first, then the admin socket. If no model is loaded at
-the start, the daemon is ready soon, so the sockets of v1, v2 and the framed wire are bound at once, too. All
-other sockets are bound when every backend is ready.
+early client can connect and wait. The lock is taken first, then the admin socket. If the configuration
+preloads no local model, the daemon is ready soon, so the sockets of v1, v2 and the framed wire are bound at
+once, too. All other sockets are bound when every backend is ready.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _log = log.get("front")
 
 
 class Places:
-    """The lock and the sockets of one run. With ``early``, the sockets of v1, v2 and the framed wire are
-    bound at once, unless a model is to be loaded.
+    """The lock and the sockets of one daemon process. With ``early``, the sockets of v1, v2 and the framed
+    wire are bound at once, unless the configuration preloads a local model.
 
     Raises LockHeld and AddressError. :meth:`close` releases everything.
     """
@@ -53,9 +53,9 @@ class Places:
             self._held = held.pop_all()
 
     def bind(self, settings: Settings, names: Sequence[str]) -> dict[str, Bound]:
-        """Binds the sockets of the named surfaces that are not bound yet, and returns them all. Raises
-        AddressError if a surface cannot be bound. A surface that is only on by default is left out instead.
-        """
+        """Binds the sockets of the named surfaces that are not bound yet, and returns the sockets of all of
+        them. Raises AddressError if a socket cannot be bound. If its surface is on only by default, logs a
+        warning and leaves the surface out instead."""
         for name in names:
             if name in self._sockets:
                 continue

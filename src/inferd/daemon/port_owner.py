@@ -10,8 +10,8 @@ _LISTEN = "0A"
 
 
 def of(address: str) -> str | None:
-    """Returns the name and pid of the process that listens on the port of ``IP:port``, or ``None`` if it is
-    not found."""
+    """Returns the name and pid of the process that listens on the port of ``IP:port``, or ``None`` if no such
+    process is found."""
     port = int(address.rpartition(":")[2])
     inodes = {inode for table in ("tcp", "tcp6") for inode in _listening(table, port)}
     if not inodes:

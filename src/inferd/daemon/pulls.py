@@ -1,8 +1,9 @@
 """Downloads models for clients of the admin socket.
 
-A client names a model of the catalogue or of the store, or with ``hf:`` a repository or file of the hub.
-Other sources, such as URLs and local files, are left to ``inferd pull``, which runs with the rights of its
-user. With ``auto_pull`` off, the daemon downloads nothing.
+A client names a model of inferd's catalogue or of the model store. With the prefix ``hf:`` a client names a
+repository or file of the Hugging Face hub. Other sources, such as URLs and local files, are refused, because
+the daemon would read them with its own rights and not with the client's. ``inferd pull`` accepts them. With
+``auto_pull`` off, the daemon downloads nothing.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ class Pulls:
         self._running = 0
 
     async def pull(self, text: str, show: Show) -> str:
-        """Downloads a model unless the store has it, and returns its name. ``show`` is called with the phases
-        of :mod:`inferd.store.fetch`. If the task is cancelled, the download stops, and the next call for the
-        model resumes it.
+        """Downloads a model unless the store has it, and returns the model's name. ``show`` is called with
+        each phase of the download (see :mod:`inferd.store.fetch`). If the task is cancelled, the download
+        stops, and the next call for the same model resumes it.
 
-        Raises ModelNotFound, StoreError, and InvalidRequest if the download is not allowed or ``MAX_PULLS``
-        downloads are running.
+        Raises ModelNotFound and StoreError. Raises InvalidRequest if the download is not allowed, or if
+        ``MAX_PULLS`` downloads are running.
         """
         settings = self._settings()
         if not settings.auto_pull:

@@ -1,10 +1,11 @@
 """Loads models on demand, when a request names them, keeps them while they are used, and unloads idle ones.
 
 The preloaded backends of the configuration always stay loaded. Any other model of
-:mod:`inferd.daemon.directory` is loaded when a request names it. A request that waits for a load is not in
-the queue yet. Before a load, the memory that the model needs is estimated from the header of its file. If
-memory is short, idle models are unloaded, the least recently used first. If the model cannot fit even so, the
-request is refused with an error that states the sizes. A request that names a model never starts a download.
+:mod:`inferd.daemon.directory` is loaded when a request names it. The request enters the queue after the load.
+Before a load, the memory that the model needs is estimated from the header of its file. If memory is short,
+idle models are unloaded, the least recently used first, and then busy models after their running requests. If
+even that would not suffice, the request is refused with an error that states the sizes. A request that names
+a model never starts a download.
 """
 
 from __future__ import annotations
@@ -46,12 +47,12 @@ _log = log.get("residency")
 
 
 class _Resident:
-    """A model that was loaded on demand, and is unloaded at ``until``, a time of the event loop's clock. A
-    ``pinned`` model is unloaded neither then nor to make room. A ``leaving`` model is unloaded when its last
-    request ends. ``releases`` counts the unloads that were asked for, and ``users`` the requests that use the
-    model. If ``build_key`` changes with the configuration, the model is unloaded. While ``drained`` is set,
-    the model gets no new requests. This future is done when the last running one ends.
-    """
+    """A model that was loaded on demand. An idle model is unloaded at ``until``, a time of the event loop's
+    clock, or earlier if its memory is needed. A ``pinned`` model is unloaded in neither case. A ``leaving``
+    model is unloaded when its last request ends. ``releases`` counts the calls to unload the model, and
+    ``users`` the requests that use it. If a new configuration changes ``build_key``, the model is unloaded.
+    While the future ``drained`` is set, the model gets no new requests. The future is done when the last
+    running request ends."""
 
     def __init__(
         self, backend: Backend, slot: BackendSlot, estimate: int, pinned: bool, build_key: tuple[object, ...]
@@ -70,7 +71,7 @@ class _Resident:
         self.drained: asyncio.Future[None] | None = None
 
     def memory_bytes(self) -> int:
-        """Returns the estimated bytes of the model, or those of its process now if they are more."""
+        """Returns the estimated memory of the model, or the memory of its process if that is more."""
         state = self.backend.engine_state()
         return max(self.estimate, 0 if state is None else state.taken_bytes)
 
@@ -100,7 +101,7 @@ class Residency:
         self._build = build
         self._tell = tell
         self.starting: set[Backend] = set()
-        """The models that a reload has begun to load. Their memory is taken, too."""
+        """The models that a reload has begun to load. Their memory counts as taken."""
         self._residents: dict[str, _Resident] = {}
         self._loads: dict[str, _Loading] = {}
         self._waiting: dict[str, int] = {}
@@ -127,7 +128,7 @@ class Residency:
         if self._router.serves(name):
             yield name
             return
-        # It may be unloaded again before this request runs.
+        # The model may be unloaded again before this request runs.
         while name not in self._residents or self._residents[name].drained is not None:
             await self._wait_for(name, deadline, show)
         resident = self._residents[name]
@@ -140,7 +141,7 @@ class Residency:
         finally:
             resident.users -= 1
             resident.last_used = asyncio.get_running_loop().time()
-            # If the owner unloaded it after this request began, the unload takes precedence.
+            # If the owner unloaded the model after this request began, the unload takes precedence.
             self._stays(resident, stay if releases == resident.releases else USUAL)
             if not resident.users:
                 self._let_idle(name, resident)
@@ -148,7 +149,7 @@ class Residency:
                     resident.drained.set_result(None)
 
     def _stays(self, resident: _Resident, stay: Stay) -> None:
-        """Sets how long a model stays loaded. Only the daemon's own user and root can shorten that time."""
+        """Sets how long a model stays loaded. Only the daemon's own user and root can shorten the stay."""
         settings, now = self.settings, resident.last_used
         usual = now + (settings.keep_alive_secs or math.inf)
         if stay.secs is not None and stay.by_owner:
@@ -167,10 +168,8 @@ class Residency:
             )
 
     async def _wait_for(self, name: str, deadline: float | None, show: Show | None) -> None:
-        """Waits for the load of a model.
-
-        All requests that wait for a model share one load. The load goes on even if all of them are cancelled.
-        """
+        """Waits for the load of a model. All requests for the model share one load, which goes on even if all
+        of them are cancelled."""
         if self._closing:
             raise AdmissionClosed
         if self._waiting.get(name, 0) >= max(1, self.settings.queue_depth):
@@ -213,7 +212,7 @@ class Residency:
         card = await in_thread(lambda: self._directory.card_with_draft(name), threading.Event())
         async with self._one_load:  # two estimates at once would count the same free memory
             if name in self._residents:
-                return  # it was to be unloaded, but has stayed
+                return  # a load for another model was to unload it, but did not
             entry, estimate = await self._make_room(name, card)
             self._tell(name, "loading", {"estimate_bytes": estimate, "n_ctx": entry.n_ctx})
             loop = asyncio.get_running_loop()
@@ -239,7 +238,7 @@ class Residency:
             self._loads[name].advance(phase, details)
 
     async def _make_room(self, name: str, card: ModelCard) -> tuple[LlamaCppEntry, int]:
-        """Unloads idle models if memory is short. Returns the entry to load and its estimated bytes."""
+        """Unloads other models if memory is short. Returns the entry to load and its estimated bytes."""
         from inferd.daemon import memory
         from inferd.daemon.directory import with_context
 
@@ -258,7 +257,7 @@ class Residency:
                 await self._drain(name, sizes[-1][1], budget, used)
 
     async def _drain(self, name: str, needed: int, budget: int, used: int) -> None:
-        """Unloads the least recently used busy model after its running requests, and gives it no new ones.
+        """Gives the least recently used busy model no new requests, and unloads it after its running ones.
 
         Raises ModelTooLarge if ``name`` would not fit even with all unpinned models unloaded.
         """
@@ -280,7 +279,8 @@ class Residency:
             await self.unload(victim, "another model needs its memory")
 
     def memory(self, others: Iterable[Backend]) -> tuple[int, int]:
-        """Returns the bytes that the models on demand and the ``others`` take, and those without a file."""
+        """Returns two numbers of bytes for the models on demand and the ``others`` together: the memory that
+        they take, and the memory of their processes that no file backs."""
         residents = self._residents.values()
         states = [backend.engine_state() or EngineState() for backend in others]
         taken = sum(state.taken_bytes for state in states) + sum(each.memory_bytes() for each in residents)
@@ -299,7 +299,7 @@ class Residency:
             self._unload(name, "it was idle for a while")
 
     def follow(self, settings: Settings) -> None:
-        """Applies a new configuration. Unloads models with an outdated ``build_key`` after their requests."""
+        """Applies a new configuration. Unloads models with a changed ``build_key`` after their requests."""
         self.settings = settings
         for name, resident in [*self._residents.items()]:
             if resident.build_key != self._build_key(name):
@@ -309,13 +309,13 @@ class Residency:
         return build_key(self.settings, self._directory.entry(name))
 
     def _release(self, name: str, resident: _Resident, reason: str) -> asyncio.Task[None] | None:
-        """Unloads a model after its current requests. Without any, returns the task that unloads it now."""
+        """Unloads a model after its requests. If it has none, returns the task that unloads it now."""
         resident.pinned, resident.leaving = False, True
         resident.releases += 1
         return None if resident.users else self._unload(name, reason)
 
     async def release(self, name: str) -> int:
-        """Unloads a model once its current requests have ended. Returns the number of these requests.
+        """Unloads a model now, or after its last running request. Returns the number of running requests.
 
         Raises ModelNotFound for a model that is not loaded, and InvalidRequest for a preloaded model.
         """
@@ -347,7 +347,7 @@ class Residency:
 
     def _unload(self, name: str, reason: str) -> asyncio.Task[None]:
         """Removes a model at once, so that a later request loads it again. Returns the task that ends the
-        process. The task outlives a cancelled caller, since nothing else would end the process."""
+        process. Shield the task if you await it, because nothing else would end the process."""
         resident = self._residents.pop(name)
         if resident.alarm is not None:
             resident.alarm.cancel()
@@ -390,8 +390,8 @@ class Residency:
         return [{"name": name, "waiting": self._waiting.get(name, 0)} for name in self._loads]
 
     def stay(self, slot: BackendSlot) -> dict[str, object]:
-        """Returns how long a backend stays loaded without requests. A ``pinned`` one is never unloaded. If
-        ``stays_secs`` is ``None``, another one stays until its memory is needed."""
+        """Returns how long a backend stays loaded without requests. A ``pinned`` backend is never unloaded.
+        ``stays_secs`` is ``None`` if the backend stays until its memory is needed."""
         resident = next((each for each in self._residents.values() if each.slot is slot), None)
         if resident is None:
             return {"pinned": True, "stays_secs": None}

@@ -1,10 +1,10 @@
 """Makes room in memory for the models of a reload.
 
 A new model is loaded beside the old ones if all fit into the memory budget. If they do not fit, idle models
-on demand are unloaded. If there is still too little memory, models that the new configuration drops are put
-to rest, one after another. The queue of such a model gives no permits, its running requests end, and its
-process gives back its memory. The queued requests of such a model wait until the reload has ended. Then these
-requests run on the new model, or on the old one if the reload has failed.
+that were loaded on demand are unloaded. If memory is still short, models that the new configuration drops are
+put to rest, one after another. A model at rest starts no queued request, its running requests have ended, and
+its process has ended, too. Its queued requests wait until the reload has ended. Then they run on the new
+model, or on the old one if the reload has failed.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ _log = log.get("backends")
 
 
 class Residents(Protocol):
-    """The models on demand. They leave the memory of the ``starting`` backends alone."""
+    """The models that were loaded on demand. They count the memory of the ``starting`` backends as taken."""
 
     starting: set[Backend]
 
     def memory(self, others: Iterable[Backend]) -> tuple[int, int]:
-        """Returns the bytes that they and the ``others`` take, and those without a file."""
+        """Returns two numbers of bytes for these models and the ``others`` together: the memory that they
+        take, and the memory of their processes that no file backs."""
 
     async def unload_idle(self, reason: str) -> bool:
         """Unloads the least recently used idle model. Returns whether there was one."""
@@ -55,7 +56,7 @@ class Room:
         """Unloads idle models, and then puts models of ``leaving`` to rest, until ``backend`` fits beside the
         ``others``, or until no more models can leave.
 
-        ``show`` is called before a model is put to rest.
+        ``show`` is called before each model is put to rest.
         """
         awake = [slot for slot in leaving if _taken_by(slot.backend)]
         while not self._fits(settings, backend, others):
@@ -87,12 +88,12 @@ class Room:
         _log.info("model_rests", backend=slot.backend.name)
 
     def rests(self, slot: BackendSlot) -> bool:
-        """Whether the backend was put to rest for the current reload."""
+        """Returns whether the backend was put to rest for the current reload."""
         return slot in self._resting
 
     def end(self) -> list[str]:
-        """Ends the reload. Wakes the resting models that still serve, and returns their names. All queues go
-        on."""
+        """Ends the reload. Wakes those resting models that are still configured, and returns their names.
+        Resumes all queues."""
         woken = [slot.backend for slot in self._resting if slot in self._router.members]
         for backend in woken:
             backend.wake()

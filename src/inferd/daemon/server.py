@@ -1,7 +1,7 @@
 """The server: the surfaces on their sockets, and their shared limits.
 
-A reload changes the limits and the key while requests run. A drain lets running and waiting requests finish
-for some time, and then cancels the rest.
+A reload changes the limits and the API key while requests run. A drain lets running and waiting requests
+finish for some time, and then cancels the rest.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ class Server:
     def serve(
         self, settings: Settings, sockets: Mapping[str, Bound], held: contextlib.AsyncExitStack
     ) -> None:
-        """Starts to serve each surface on its socket. ``held`` closes the listeners in the end."""
+        """Starts to serve each surface on its socket. ``held`` gets the callbacks that close the
+        listeners."""
         surfaces = _surfaces()
         hangups = HangupWatch(asyncio.get_running_loop())
         held.callback(hangups.close)
@@ -104,12 +105,12 @@ class Server:
             service.bridge_token = bridge_token
 
     def check_keys(self, settings: Settings) -> None:
-        """Raises AddressError if ``settings`` have no API key although a served address needs one."""
+        """Raises AddressError if a served address needs an API key and ``settings`` have none."""
         for listener in self.listeners:
             listener.check_key(has_key=settings.api_key is not None)
 
     def follow(self, settings: Settings, backends: Sequence[Backend]) -> None:
-        """Applies new limits and a new key. Logs the new surfaces that only a restart would serve."""
+        """Applies new limits and a new API key. Warns of new surfaces, which only a restart can serve."""
         self._router.spill_after_secs = settings.spill_after_ms / 1e3
         self.admission.resize(settings.active_permits, settings.queue_depth)
         self.places.limit = settings.max_connections

@@ -25,9 +25,9 @@ _log = log.get("daemon")
 def run(read: Callable[[], LoadedConfig], build: Build | None = None) -> int:
     """Runs a daemon until it is stopped, and returns 0. Raises the InferdError of a failed boot.
 
-    ``read`` reads the configuration, now and for each reload. An error in the config file is raised only once
-    the admin socket is open, so that clients can see it there. ``build`` replaces the function that builds
-    backends, and may be slow.
+    ``read`` reads the configuration, now and for each reload. If the config file has an error, ``run`` opens
+    the admin socket before it raises the error, so that clients can see the error there. ``build`` replaces
+    the function that builds backends. It may be slow, so ``run`` then binds no inference socket early.
     """
     # Other processes find the lock and the sockets before the daemon handles these signals. So the signals
     # are blocked until then.

@@ -1,4 +1,4 @@
-"""The files with the KV cache of one config entry, behind the interface that its engine uses."""
+"""Keeps the KV cache of config entries in files, behind the interface that the engine uses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _log = log.get("cache")
 
 
 class EntryStates:
-    """Stores and finds the state files of one config entry."""
+    """Stores and finds the KV cache files of one config entry."""
 
     def __init__(self, files: StateFiles, owner: str, model: str) -> None:
         self._files = files
@@ -66,8 +66,8 @@ def _kept(file: Kept, usable: bool) -> KeptState:
 
 
 def state_files(settings: Settings, owner: str, model: verify.OpenModel) -> EntryStates | None:
-    """Returns the state files of the config entry ``owner`` with this model. Returns ``None`` if the disk
-    cache is off or its directory cannot be used."""
+    """Returns the KV cache files of ``model`` in the config entry ``owner``, or ``None`` if the disk cache is
+    off or its directory cannot be used."""
     if not settings.cache_disk_mib or not settings.cache_mib:
         return None
     try:
@@ -84,8 +84,8 @@ def _state_files(directory: Path, budget: int) -> StateFiles:
 
 
 def look_of(fd: int) -> str:
-    """Returns a string that identifies a model or adapter file: its size, its time of change and a digest of
-    its first MiB."""
+    """Returns a string that identifies a model or adapter file: its size, its modification time and a digest
+    of its first MiB."""
     found = os.fstat(fd)
     start = hashlib.sha256(os.pread(fd, 1 << 20, 0)).hexdigest()
     return f"{found.st_size} {found.st_mtime_ns} {start}"

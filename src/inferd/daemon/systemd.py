@@ -87,9 +87,10 @@ def _patience_secs() -> float:
 def passed_sockets(addresses: Mapping[str, str], *, has_key: bool) -> dict[str, Bound]:
     """Returns the listening sockets that the manager passed to this process, by surface name.
 
-    ``addresses`` are the configured addresses, by surface name. A socket belongs to the surface whose name it
-    has, or else to the surface whose address it has. Raises AddressError if a socket matches no surface, does
-    not listen, or needs an API key that is not set.
+    ``addresses`` are the configured addresses, by surface name. A socket belongs to the surface with the
+    socket's name, or else to the surface with the socket's address. Raises AddressError if a socket matches
+    no surface or the same surface as another socket, does not listen, or needs an API key while ``has_key``
+    is false.
     """
     variables = {name: os.environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")}
     if variables["LISTEN_PID"] != str(os.getpid()) or not variables["LISTEN_FDS"].isdecimal():
@@ -120,7 +121,8 @@ def _surface_at(address: str, addresses: Mapping[str, str]) -> str | None:
 
 
 def _adopt(fd: int, has_key: bool) -> Bound:
-    """Takes over the listening socket ``fd``. The manager still owns the file of a Unix socket."""
+    """Takes over the listening socket ``fd``. The file of a Unix socket stays the manager's, so the daemon
+    does not delete it."""
     try:
         sock = socket.socket(fileno=fd)
     except OSError as error:

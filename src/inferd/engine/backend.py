@@ -22,8 +22,8 @@ from inferd.errors import EmbedUnsupported, RerankUnsupported
 class Accelerator(NamedTuple):
     """The device that computes the model; ``kind`` is ``cpu``, ``cuda``, ``metal``, ``vulkan``, ``remote`` …
 
-    ``cpu_variant`` names the variant of llama.cpp's CPU backend, which also works beside a GPU. It is empty
-    for a remote model.
+    ``cpu_variant`` names the variant of llama.cpp's CPU backend, which llama.cpp also uses together with a
+    GPU. It is empty for a remote model.
     """
 
     kind: str = "cpu"
@@ -34,8 +34,8 @@ class Accelerator(NamedTuple):
 
 
 class Capabilities(NamedTuple):
-    """The features of a backend. ``lora`` lists the names of its adapters. With ``raw``, a request may bring
-    a finished prompt or the beginning of the answer."""
+    """The features of a backend. ``lora`` lists the names of its LoRA adapters. ``raw`` means that a request
+    may contain a finished prompt or the beginning of the answer."""
 
     v2: bool = False
     vision: bool = False
@@ -59,10 +59,11 @@ class EngineState(NamedTuple):
     :meth:`Backend.wake`. ``private_bytes`` is the part of ``memory_bytes`` that no file backs. ``restarts``
     is the number of restarts since the daemon started. ``last_end`` is the reason why the last process ended.
 
-    ``silent_secs`` is the time since the process's last sign of life, or 0 if that time is normal.
-    ``problem`` is the reason why the model does not serve. ``cage`` maps each layer of the sandbox to
-    ``yes``, or to the reason why it is missing. ``cache_disk_bytes`` is the size of the prefix cache's files;
-    ``cache_files_removed`` is the number of its files that were removed because they were damaged or foreign.
+    ``silent_secs`` is 0 unless the process is slow. Then it is the time since the first unanswered ping, or
+    the time of the current step, whichever is longer. ``problem`` is the reason why the model does not serve.
+    ``cage`` maps each layer of the sandbox to ``yes``, or to the reason why it is missing.
+    ``cache_disk_bytes`` is the size of the prefix cache's files. ``cache_files_removed`` is the number of its
+    files that were removed because they were damaged or made with another key.
     """
 
     pid: int = 0
@@ -87,16 +88,16 @@ class EngineState(NamedTuple):
 class Stream(ABC, AsyncIterator[Event]):
     """The events of one request. The session pulls one event after the other.
 
-    If a slow client does not pull a stream, the backend pauses that stream and does not slow the others. If a
-    request fails after its start, ``__anext__`` raises one of ``generate``'s errors, and the stream ends.
+    If a slow client keeps the session from pulling, the backend pauses this stream alone. If a request fails
+    after its start, ``__anext__`` raises one of ``generate``'s errors, and the stream ends.
     """
 
     on_wait: Callable[[str, Mapping[str, object]], object] | None = None
-    """Called while the request waits at an upstream daemon, before the first event: with the name and the
+    """Called before the first event, while the request waits at an upstream daemon. Gets the name and the
     details of each step."""
 
     def prompt_read(self) -> float | None:
-        """Returns the computed share of the prompt, from 0 to 1, or ``None`` if it is not known."""
+        """Returns the processed share of the prompt, from 0 to 1, or ``None`` if it is not known."""
         return None
 
     @abstractmethod
@@ -109,7 +110,7 @@ class Stream(ABC, AsyncIterator[Event]):
 
 
 class Finished(Stream):
-    """The stream of a request that needs no decoding."""
+    """The stream of a request that needs no decoding. Its only event is ``done``."""
 
     def __init__(self, done: Done) -> None:
         self._done: Done | None = done
@@ -144,10 +145,10 @@ class Backend(ABC):
         return True
 
     async def look(self) -> int | None:
-        """Checks a remote backend's health.
+        """Checks the health of a remote backend's server.
 
         Returns the number of requests that the server has from all clients, or ``None`` if the server does
-        not report it. Raises Unavailable if the server does not serve.
+        not report it. Raises Unavailable if the server cannot be reached or reports that it does not serve.
         """
         return None
 
@@ -156,8 +157,8 @@ class Backend(ABC):
         return None
 
     def on_crash_loop(self, call: Callable[[], None]) -> None:
-        """Registers ``call``, which the backend calls each time that the engine process has died too
-        often."""
+        """Registers ``call``, which the backend calls when the engine process has died too often in a short
+        time."""
         return
 
     @abstractmethod
@@ -166,14 +167,14 @@ class Backend(ABC):
 
     @abstractmethod
     async def start(self) -> None:
-        """Attaches the backend to the running event loop; called once, before the first ``generate``."""
+        """Attaches the backend to the running event loop. Called once, before the first ``generate``."""
 
     @abstractmethod
     async def generate(self, request: GenerateRequest) -> Stream:
         """Starts a request.
 
-        Raises ``InvalidRequest`` if the client must change the request. Otherwise raises ``NotReady``,
-        ``Unavailable`` or ``BackendInternal``.
+        Raises ``InvalidRequest`` if the fault is in the request. Raises ``NotReady``, ``Unavailable`` or
+        ``BackendInternal`` if the fault is in the backend.
         """
 
     async def embed(self, request: EmbedRequest) -> Embeddings:

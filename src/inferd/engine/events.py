@@ -25,7 +25,7 @@ class Usage(Struct, frozen=True):
 class CacheUse(Struct, frozen=True):
     """The effect of a backend's prefix cache on a request.
 
-    ``miss`` is empty if the cache had at least half of the prompt. Otherwise ``miss`` is the reason:
+    ``miss`` is empty if at least half of the prompt came from the cache. Otherwise ``miss`` is the reason:
     ``first`` (no similar prompt was computed before), ``changed`` (the prompt differs early), ``evicted``,
     ``other user``, ``opted out``, or ``model`` (the state was computed for another model, build or context).
     ``held_bytes`` is the memory that the cache uses outside the slots. ``held_tokens`` is the number of
@@ -45,8 +45,9 @@ class DraftUse(Struct, frozen=True):
 
 
 class Timings(Struct, frozen=True):
-    """Times in milliseconds, counted from the moment when the backend took the request, and the speed of
-    decoding."""
+    """The times of a request in milliseconds: for the prompt (``prefill_ms``), for the answer
+    (``decode_ms``), and from when the backend took the request to the first text (``ttft_ms``).
+    ``tokens_per_second`` is the speed of decoding."""
 
     prefill_ms: float
     decode_ms: float
@@ -86,7 +87,8 @@ class Done(Struct, frozen=True):
     the backend sent the answer as :class:`Text` events. ``tool_missing`` means that a tool call was required
     and the answer ended without one. ``unenforced`` lists the schema keywords that did not constrain the
     answer. Each item is the tool's name (empty for the answer's own schema), ``#``, and a JSON pointer.
-    ``logprobs`` holds the token records that no frame carried, as JSON objects separated by commas.
+    ``logprobs`` holds the log probabilities of tokens that no frame carried, as JSON objects separated by
+    commas.
     """
 
     stop_reason: StopReason
@@ -104,8 +106,8 @@ Event = Text | Thinking | ToolUse | Frames | Done
 
 
 class Embeddings(Struct, frozen=True):
-    """One vector for each input. ``vectors`` holds all of them, each as ``width`` little-endian float32
-    numbers."""
+    """One vector for each input. ``vectors`` holds the vectors one after another, each as ``width``
+    little-endian float32 numbers."""
 
     vectors: bytes
     width: int

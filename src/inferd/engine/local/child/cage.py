@@ -1,9 +1,10 @@
-"""The sandbox of an engine process. Inside it, the process can only compute with the descriptors that it
-holds.
+"""The sandbox of an engine process. Inside the sandbox, the process can compute and use the descriptors that
+it holds, and nothing else.
 
 The process calls :func:`enter` once, before it reads a byte of a model. A process cannot leave its sandbox.
-Model files, chat templates and grammars are untrusted. If one of them takes over llama.cpp, the sandbox keeps
-it from the network, programs, files and other processes. Three independent layers of Linux enforce that:
+Model files, chat templates and grammars are untrusted. If one of them exploits a fault of llama.cpp, the
+sandbox keeps the process from the network, programs, files and other processes. Three independent layers of
+Linux enforce that:
 
 * ``no_new_privs`` and resource limits: exec gives no privileges, and a crash writes no core dump, which would
   contain prompts;
@@ -14,8 +15,8 @@ it from the network, programs, files and other processes. Three independent laye
 
 If the system lacks a layer, :func:`enter` skips and reports it. The profiles ``gpu`` and ``worker-gpu`` omit
 Landlock, because GPU drivers open devices and libraries whose names inferd cannot know. The profile ``rpc``
-permits an engine to connect to its workers over TCP. The profile ``worker`` permits a worker to accept an
-engine. The profile ``off`` applies no sandbox; it is for a debugger.
+permits an engine to connect to its RPC workers over TCP. The profile ``worker`` permits an RPC worker to
+accept connections. The profile ``off`` applies no sandbox and is for debugging.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ def enter(profile: str, files: Sequence[int] = (), ports: Sequence[int] = ()) ->
     """Applies the sandbox to this process. ``files`` are descriptors whose files the process may open again
     through /dev/fd.
 
-    ``ports`` are the TCP ports to which ``rpc`` may connect, or on which ``worker`` may listen. Returns the
-    state of each layer: ``yes``, or the reason why it is missing. Call this before the process starts a
-    second thread.
+    ``ports`` are the TCP ports to which the profile ``rpc`` may connect, or on which ``worker`` may listen.
+    Returns the state of each layer: ``yes``, or the reason why it is missing. Call this before the process
+    starts a second thread.
     """
     if profile == "off":
         return {"cage": "off"}
@@ -52,7 +53,7 @@ def enter(profile: str, files: Sequence[int] = (), ports: Sequence[int] = ()) ->
     if not sys.platform.startswith("linux"):
         return {"core_dumps": "refused", "cage": f"{sys.platform} has none"}
     libc = ctypes.CDLL(None, use_errno=True)
-    with contextlib.suppress(OSError):  # out of memory, the system kills a model before the daemon
+    with contextlib.suppress(OSError):  # if memory runs out, the system kills an engine before the daemon
         Path("/proc/self/oom_score_adj").write_text("500")
     held = {"core_dumps": "refused"}
     privileges = libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
@@ -66,8 +67,8 @@ def enter(profile: str, files: Sequence[int] = (), ports: Sequence[int] = ()) ->
 
 
 def die_with_parent(parent: int) -> None:
-    """Asks the system to kill this process when the thread that started it ends. ``parent`` is the process of
-    that thread."""
+    """Asks the system to kill this process when the thread that started it ends. ``parent`` is the pid of the
+    process that started it. Exits if that process has ended already."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
@@ -254,8 +255,8 @@ def _seccomp(libc: ctypes.CDLL, profile: str) -> str:
 
 
 def _filter(architecture: int, column: int, profile: str) -> bytes:
-    """Returns the BPF program. Jumps are relative and go forward. Each check ends with its own return
-    instructions."""
+    """Returns the BPF program. Jumps are relative and go forward. The instructions for each system call end
+    with a return."""
     out: list[tuple[int, int, int, int]] = []
 
     def load(offset: int) -> None:
@@ -265,7 +266,7 @@ def _filter(architecture: int, column: int, profile: str) -> bytes:
         out.append((_RET, 0, 0, value))
 
     def only(number: int, *checks: tuple[int, int, int, int]) -> None:
-        """Adds the instructions ``checks``, which decide about the system call ``number``."""
+        """Adds the instructions ``checks``, which run for the system call ``number`` alone."""
         if number >= 0:
             out.append((_JEQ, 0, len(checks), number))
             out.extend(checks)

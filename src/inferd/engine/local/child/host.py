@@ -183,7 +183,8 @@ class Host:
 class _Job:
     """A running request.
 
-    ``sent`` is the number of bytes of its events that the daemon has not passed on to the client yet.
+    ``sent`` is the number of bytes of events that were sent to the daemon and not yet passed on to the
+    client.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -191,7 +192,8 @@ class _Job:
         self.task: asyncio.Task[None] | None = None
         self.stream: Stream | None = None
         self.cancellation = _llama.Cancellation()
-        """Ends the preparation at once: under load, each round of the event loop takes milliseconds."""
+        """Ends the preparation at once. A cancelled task ends it later: a round of a busy event loop takes
+        milliseconds."""
         self.sent = 0
         self.dropped = False
         self._room: asyncio.Future[None] | None = None
@@ -201,13 +203,13 @@ class _Job:
         self._wake()
 
     async def room(self) -> None:
-        """Waits while ``WINDOW_BYTES`` or more of the sent bytes are not passed on to the client."""
+        """Waits while ``sent`` is ``WINDOW_BYTES`` or more."""
         while self.sent >= m.WINDOW_BYTES:
             self._room = self._loop.create_future()
             await self._room
 
     def cancel(self) -> None:
-        """Ends the job soon. Cancels its stream, or its task if it has no stream yet."""
+        """Ends the job soon. Cancels the job's stream, or its task if the job has no stream yet."""
         if self.stream is not None:
             self.stream.cancel()
         elif self.task is not None:
@@ -226,7 +228,7 @@ class _Job:
 
 
 def _tell(error: BaseException) -> None:
-    """Logs the class and the place of an unexpected exception."""
+    """Logs the class and the source line of an unexpected exception."""
     if m.failure(error).kind == "BackendInternal":
         place = error.__traceback__
         while place is not None and place.tb_next is not None:
@@ -262,8 +264,8 @@ async def _serve(sock: socket.socket, load: m.Load, fds: list[int], held: dict[s
 
 
 def serve() -> None:
-    """Serves the daemon over the socket at standard input. The process ends when the daemon closes the
-    socket."""
+    """Serves the daemon over the socket that is this process's standard input. The process ends when the
+    daemon closes the socket."""
     cage.die_with_parent(os.getppid())
     faulthandler.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # from a terminal; the daemon ends this process

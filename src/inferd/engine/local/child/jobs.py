@@ -1,9 +1,9 @@
 """The requests to an engine process: their queue, and the messages that come back.
 
 A :class:`Job` waits in the queue, sends its request to the process, and collects the messages that come back.
-:class:`JobQueue` runs at most ``limit`` jobs at once and starts them in order of arrival. A job without a
-client still counts against ``limit`` until the process reports its end, because the process still works on
-it. A job that is suspected of crashing processes runs alone.
+:class:`JobQueue` runs at most ``limit`` jobs at once and starts them in order of arrival. If the client of a
+running job leaves, the job counts against ``limit`` until the process reports the job's end, because the
+process still works on it. A job that is suspected of crashing engine processes runs alone.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ LARGE_REQUEST_CHARS = 256 << 10
 
 
 class Job:
-    """One request. With ``alone``, it does not run together with other requests. Call all methods on the
-    event loop."""
+    """One request. With ``alone``, the job runs only while no other job runs. Call all methods on the event
+    loop."""
 
     def __init__(self, jobs: JobQueue, request: EngineRequest, *, alone: bool) -> None:
         self.request = request
@@ -105,7 +105,7 @@ class Job:
             self.process.tell(m.CREDIT, self._number, m.CREDIT_BODY.pack(size))
 
     def prompt_read(self) -> float | None:
-        """Returns the computed share of the prompt, from 0 to 1, or ``None`` if it is not known."""
+        """Returns the processed share of the prompt, from 0 to 1, or ``None`` if it is not known."""
         return None if self.process is None else self.process.prompt_read(self._number)
 
     def cancel(self) -> None:
@@ -156,7 +156,7 @@ class Job:
         self._messages.clear()
 
     def start(self, process: EngineProcess) -> None:
-        """Takes the job out of its wait in the queue, to run on ``process``."""
+        """Ends the job's wait in the queue. The job then runs on ``process``."""
         self.process = process
         self._wake()
 
@@ -166,8 +166,8 @@ class Job:
 
 
 class JobQueue:
-    """Runs at most ``limit`` jobs at once, on the process that :meth:`serve` was last called with. A job that
-    is ``alone`` runs while no other job runs."""
+    """Runs at most ``limit`` jobs at once, on the process that was last passed to :meth:`serve`. A job with
+    ``alone`` runs only while no other job runs."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -176,7 +176,7 @@ class JobQueue:
         self._process: EngineProcess | None = None
 
     def serve(self, process: EngineProcess | None) -> None:
-        """Runs the jobs on ``process``. If it is ``None``, the jobs wait."""
+        """Runs the jobs on ``process``. While ``process`` is ``None``, the jobs wait."""
         self._process = process
         self._call_next()
 
@@ -222,7 +222,7 @@ Packed = tuple[bytes, list[int]]
 async def _pack_aside(request: GenerateRequest) -> Packed:
     """Packs a request in a separate thread.
 
-    If the client leaves before that is done, the descriptors of the packed request are closed afterwards.
+    If the client leaves while the thread packs, the packed request's descriptors are closed afterwards.
     """
     thread = ThreadPoolExecutor(1, thread_name_prefix="inferd-pack")
     packing = asyncio.get_running_loop().run_in_executor(thread, m.pack_generate, request)

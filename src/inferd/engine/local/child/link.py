@@ -1,8 +1,9 @@
 """Messages between the daemon and an engine process, over a stream socket pair.
 
-A message is a :data:`HEADER` and a body. Descriptors are attached to the first byte of their message.
-Messages without descriptors that are sent within one iteration of the event loop leave in one write, so a
-step of the engine costs one write for all its requests. This module does not interpret the kinds of messages.
+A message is a :data:`HEADER` and a body. Descriptors are attached to the first byte of their message. All
+messages without descriptors that are queued within one iteration of the event loop are sent with one write,
+so a step of the engine costs one write for all its requests. This module does not interpret the kinds of
+messages.
 
 A :class:`Link` never blocks. If the peer sends a malformed message or closes its end, the link closes and
 calls ``on_closed`` once, on the event loop.
@@ -35,7 +36,7 @@ OnMessage = Callable[[int, int, bytes, list[int]], None]
 
 
 class Link:
-    """One end of the socket pair. Call all methods on the event loop that created it."""
+    """One end of the socket pair. Call the constructor and all methods on one event loop."""
 
     def __init__(self, sock: socket.socket, on_message: OnMessage, on_closed: Callable[[], None]) -> None:
         self._loop = asyncio.get_running_loop()
@@ -86,7 +87,8 @@ class Link:
             self._on_closed()
 
     def _flush(self) -> None:
-        """Writes the queued messages in order. If the socket is full, continues when it is writable."""
+        """Writes the queued messages in order. If the socket is full, continues when the socket is
+        writable."""
         try:
             while self._out and not self.closed:
                 data, fds = self._take()
@@ -157,8 +159,8 @@ class Link:
         return True
 
     def _parse(self, data: memoryview) -> int:
-        """Delivers the complete messages in ``data`` and returns their size in bytes. Closes the link at a
-        malformed message."""
+        """Delivers the complete messages in ``data``, and returns the number of bytes that these messages
+        take. Closes the link at a malformed message."""
         at = 0
         while not self.closed and len(data) - at >= HEADER.size:
             size, job, kind, n_fds = HEADER.unpack_from(data, at)

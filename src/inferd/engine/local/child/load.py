@@ -21,7 +21,8 @@ from inferd.progress import Progress
 def load_model(load: Load, fds: Sequence[int], progress: Progress) -> LlamaCpp | EmbeddingModel:
     """Loads the model. Blocks. Raises ModelError.
 
-    ``fds`` are its files in order, then the projector, the draft model and the adapters, as far as given.
+    ``fds`` are the descriptors of the model's files in order, then those of the projector, the draft model
+    and the adapters that ``load`` names.
     """
     model_fd = fds[0]
     embeds = load.embed
@@ -73,8 +74,8 @@ def load_model(load: Load, fds: Sequence[int], progress: Progress) -> LlamaCpp |
 
 
 def _offloaded_layers(load: Load) -> int:
-    """Returns the number of layers that GPUs and RPC workers compute instead of this CPU. llama.cpp
-    distributes these layers over them by memory."""
+    """Returns the number of layers that GPUs and RPC workers compute instead of the CPU of this host.
+    llama.cpp distributes these layers over the GPUs and workers by their memory."""
     if load.workers and not _has_gpu():
         return load.worker_layers
     if load.workers and load.force_backend == "cpu":
@@ -104,8 +105,8 @@ def limit_memory(load: Load, profile: str) -> None:
 
 
 def cage_profile(load: Load) -> str:
-    """Returns the sandbox profile for this load (see :mod:`~inferd.engine.local.child.cage`). A GPU and RPC
-    workers need a profile that permits more."""
+    """Returns the sandbox profile for this load (see :mod:`~inferd.engine.local.child.cage`). A load with a
+    GPU or with RPC workers needs a profile that permits more."""
     on_gpu = load.n_gpu_layers != 0 and load.force_backend != "cpu"
     if load.cage == "cpu" and on_gpu and _has_gpu():
         return "gpu"

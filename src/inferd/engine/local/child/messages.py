@@ -1,9 +1,9 @@
 """The messages between the daemon and an engine process: their kinds and bodies.
 
-Frames and texts are raw bytes, and so are vectors after their header. Every other body is the msgpack of the
-type that the comment beside its kind names. Large bodies, such as the media of a request, travel in a memory
-file, whose descriptor is sent instead. The daemon does not trust an engine: if a message has an unknown
-kind, or a body that does not decode to its type, the daemon kills that engine.
+The comment beside each kind describes its body. A type stands for its msgpack, and *packed* for the form that
+:func:`pack` makes. A large packed body, such as a request with media, is written to a memory file, and the
+file's descriptor is sent instead. The daemon does not trust an engine: if a message has an unknown kind, or a
+body that does not decode to its type, the daemon kills that engine.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SAVED = 11  # (number of the file or 0, numbers of deleted files): the answer to
 FLUSH = 12  # save all states now
 # From the engine.
 WANTED = 13  # job: the number of a file whose state is needed
-SAVE = 14  # LeavingState, with the descriptor of its bytes; without both: after FLUSH, all is saved
+SAVE = 14  # LeavingState, with a descriptor of the state; without both: all states are saved after FLUSH
 LOAD_FAILED = 15  # Failure
 PROGRESS = 16  # (phase, details)
 LOADED = 17  # Loaded
@@ -53,7 +53,7 @@ DONE = 24  # Done; the job has ended
 FAILED = 25  # Failure; the job has ended
 GONE = 26  # the dropped job has ended
 VECTORS = 27  # packed: (width, tokens), rows; the job has ended
-SCORES = 28  # (scores, tokens); the job has ended
+SCORES = 28  # packed: (scores, tokens); the job has ended
 
 ENDS = frozenset((DONE, FAILED, GONE, VECTORS, SCORES))
 """The kinds of a job's last message."""
@@ -85,25 +85,25 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     """The model to load, and its options. The descriptors come with the message.
 
     ``memory_bytes`` is the memory that the model needs besides its mapped files; 0 sets no limit. ``name`` is
-    the name of the config entry, ``model`` that of the model. ``path`` is for display only. ``n_ctx`` is the
-    context of one request in tokens. ``n_parallel`` is the maximum number of concurrent requests. If
-    ``n_gpu_layers`` is -1, the GPU computes all layers. If ``threads`` is 0, the token loop chooses.
-    ``flash_attention`` is ``auto``, ``on`` or ``off``. If ``embed`` is true, the model makes vectors or
-    scores. If ``embed`` is ``None``, it does so if ``vectors_wanted`` is set and its file names a pooling. If
-    ``embed_pooling`` is ``None``, the file's pooling applies. ``force_backend`` is the required kind of
-    device.
+    the name of the config entry, and ``model`` is the name of the model. ``path`` is for display only.
+    ``n_ctx`` is the context of one request in tokens. ``n_parallel`` is the maximum number of concurrent
+    requests. If ``n_gpu_layers`` is -1, the GPU computes all layers. If ``threads`` is 0, the token loop
+    chooses the number. ``flash_attention`` is ``auto``, ``on`` or ``off``. If ``embed`` is true, the model
+    makes vectors or scores, and no text. ``None`` has the same effect if ``vectors_wanted`` is set and the
+    model's file names a pooling. If ``embed_pooling`` is ``None``, the file's pooling applies.
+    ``force_backend`` is the required kind of device.
 
     ``parts`` is the number of the model's files. ``projector`` and ``draft_model`` add one descriptor each.
-    The last descriptors are those of the ``adapters``. ``cache_mib`` limits the memory of saved prefixes.
-    ``ahead_tokens`` limits the part of the next prompt that is computed after an answer. ``keep_thinking``
-    leaves earlier thinking in the prompt where the template would omit it, if the client sends it back.
-    ``drafts`` is ``auto``, ``on`` or ``off``. If ``files`` is set, the daemon keeps cache states in files,
-    and the engine offers one after ``file_after_ms`` without a job. ``cage`` is a profile of
-    :mod:`inferd.engine.local.child.cage`. ``chat_template`` is the Jinja text that replaces the model's own
-    template. ``workers`` are the addresses of RPC workers, which compute a part of the model. Without a GPU
-    here, the workers compute the last ``worker_layers`` layers (-1: all). With a GPU, the workers and the GPU
-    together compute ``n_gpu_layers`` layers. A load waits at most ``worker_absent_secs`` for a worker that
-    cannot be reached.
+    The last descriptors are those of the ``adapters``. ``cache_mib`` limits the memory of the prefix cache.
+    ``ahead_tokens`` limits the tokens of the next prompt that are computed in advance, after an answer. With
+    ``keep_thinking``, the prompt keeps earlier thinking that the client sends back, even if the template
+    would omit it. ``drafts`` is ``auto``, ``on`` or ``off``. If ``files`` is set, the daemon keeps cache
+    states in files. The engine sends a state to save before its eviction, and after ``file_after_ms`` without
+    a job. ``cage`` is a profile of :mod:`inferd.engine.local.child.cage`. ``chat_template`` is the Jinja text
+    that replaces the model's own template. ``workers`` are the addresses of RPC workers, which compute a part
+    of the model. If this host has no GPU, the workers compute the last ``worker_layers`` layers (-1: all).
+    Otherwise the workers and the GPU together compute ``n_gpu_layers`` layers. A load waits at most
+    ``worker_absent_secs`` for a worker that cannot be reached.
     """
 
     name: str
@@ -152,8 +152,8 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
 
 class Pulse(msgspec.Struct, frozen=True, kw_only=True):
     """The state of an engine. ``steps`` counts its steps. ``busy_ms`` is the time since the current step
-    began, or 0 if none is running. ``predicted_ms`` is the expected time of that step, or 0 if it is not
-    known. ``read`` maps each job to the computed share of its prompt, from 0 to 1."""
+    began, or 0 if no step runs. ``predicted_ms`` is the expected time of the current step, or 0 if it is not
+    known. ``read`` maps each job to the processed share of its prompt, from 0 to 1."""
 
     steps: int = 0
     busy_ms: float = 0.0
@@ -174,8 +174,8 @@ class KeptState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LeavingState(msgspec.Struct, frozen=True, kw_only=True):
-    """A state to save in a file. ``replaces`` lists the numbers of the files that the new file makes
-    useless."""
+    """A state to save in a file. ``replaces`` lists the numbers of the files that are not needed once the new
+    file exists."""
 
     scope: bytes
     session: bytes
@@ -184,7 +184,7 @@ class LeavingState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """An error. ``kind`` is the name of its class in :mod:`inferd.errors`."""
+    """An error. ``kind`` is the name of the error's class in :mod:`inferd.errors`."""
 
     kind: str
     message: str
@@ -300,8 +300,8 @@ def memory_file() -> int:
 
 
 def take_apart(request: GenerateRequest) -> tuple[tuple[GenerateRequest, list[int]], list[memoryview]]:
-    """Separates the media's data from a request. Returns the request without the data, the sizes of the data,
-    and the data."""
+    """Separates a request from the data of its media. Returns the request without the data, the sizes of the
+    data, and the data."""
     buffers: list[memoryview] = []
     sizes: list[int] = []
 

@@ -2,13 +2,13 @@
 process and ends it.
 
 The event loop's thread starts the process, because the system kills the process when the thread that started
-it ends. Every message is validated. After the process has ended, each running job gets ``lost``; then
+it ends. Every message is validated. After the process has ended, ``lost`` is called on each running job. Then
 ``on_exit`` is called once, with the reason.
 
 A process is hung, and is killed, if it answers no ping or if a step takes far longer than predicted. A
 process that was merely stopped (SIGSTOP) is killed, too. Times are those of the monotonic clock, which does
-not run while the machine sleeps. Time in which the daemon itself did not run does not count either, nor, on
-Linux, does time in which the process waited for a processor: a busy machine is not a hung process.
+not run while the machine sleeps. Time in which the daemon itself did not run does not count. On Linux, time
+in which the process waited for a processor does not count either: a busy machine is not a hung process.
 """
 
 from __future__ import annotations
@@ -76,10 +76,10 @@ def environment() -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
-    """The time limits of a process. A process without a sign of life is reported after ``slow_secs`` and
-    killed after ``hang_secs``. A step of the token loop is reported once it takes ``slow_secs`` longer than
-    predicted. The process is killed once a step takes both ``hang_secs`` and ``predicted_factor`` times its
-    predicted time."""
+    """The time limits of a process. A process that answers no ping is reported after ``slow_secs`` and killed
+    after ``hang_secs``. A step of the token loop is reported once it takes ``slow_secs`` longer than
+    predicted. The process is killed once a step takes ``hang_secs`` or ``predicted_factor`` times its
+    predicted time, whichever is longer."""
 
     slow_secs: float = 4.0
     hang_secs: float = 30.0
@@ -93,7 +93,7 @@ class Receiver(Protocol):
         """Takes a message about the job. The kind of the last message is one of ``messages.ENDS``."""
 
     def lost(self) -> None:
-        """Called if the process ends before the job does."""
+        """Called if the process ends before the job has ended."""
 
 
 class EngineProcess:
@@ -105,7 +105,8 @@ class EngineProcess:
         self.on_state: Callable[[int, int, bytes, list[int]], None] | None = None
         """Called with the messages about the files of cache states."""
         self.slow_secs = 0.0
-        """The time without a sign of life, or 0 while it is below ``patience.slow_secs``."""
+        """If the process is slow: the time since the first unanswered ping, or the time of the current step,
+        whichever is longer. Otherwise 0."""
         self._loop = asyncio.get_running_loop()
         self._on_exit = on_exit
         self._patience = patience
@@ -156,8 +157,8 @@ class EngineProcess:
         return self.loaded is not None and not self._link.closed
 
     def memory_bytes(self) -> tuple[int, int]:
-        """Returns the resident memory of the process in bytes, mapped model included, and the part of it that
-        no file backs. Returns zeros if the system does not report them."""
+        """Returns two numbers of bytes: the resident memory of the process, including the mapped model, and
+        the part of this memory that no file backs. Returns zeros if the system does not report them."""
         try:
             resident, shared = map(int, Path(f"/proc/{self.pid}/statm").read_text().split()[1:3])
         except (OSError, ValueError):
@@ -174,7 +175,7 @@ class EngineProcess:
         return self.loaded
 
     def prompt_read(self, job: int) -> float | None:
-        """Returns the computed share of a job's prompt, from 0 to 1, as the process last reported it."""
+        """Returns the processed share of a job's prompt, from 0 to 1, as the process last reported it."""
         return self._pulse.read.get(job)
 
     # Jobs.
@@ -235,7 +236,7 @@ class EngineProcess:
     # The watch.
 
     def _beat_soon(self) -> None:
-        """Makes the next check for a sign of life come within a second."""
+        """Ensures that the process is next checked within a second."""
         now = self._loop.time()
         if self._beat is None or self._beat_due > now + _BUSY_BEAT_SECS:
             self._arm_beat(_BUSY_BEAT_SECS)
@@ -287,8 +288,8 @@ class EngineProcess:
             self._process.kill()
 
     async def close(self) -> None:
-        """Ends the process and waits for its end. Kills the process after ``END_SECS``, and then waits at
-        most ``KILL_SECS``."""
+        """Ends the process and waits for its end. Kills the process if it does not end within ``END_SECS``,
+        and then waits at most ``KILL_SECS``."""
         self._reason = self._reason or "the daemon has no more use for it"
         self._link.close()
         await asyncio.wait((self._ended,), timeout=END_SECS)
@@ -299,7 +300,8 @@ class EngineProcess:
             _log.error("engine_stays", engine=self.name, pid=self.pid)
 
     def _hung_up(self) -> None:
-        """Called when the link is closed. If the process does not end by itself, it is killed."""
+        """Called when the process has closed the link or sent a malformed message. Kills the process if it
+        does not end by itself."""
         with contextlib.suppress(ProcessLookupError):
             if self._process.poll() is None:
                 self._loop.call_later(END_SECS, self.kill, "it closed its link")

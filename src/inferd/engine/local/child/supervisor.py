@@ -2,9 +2,9 @@
 
 This supervisor restarts the process when the process dies or hangs: the first time at once, then with
 increasing back-off. Running requests fail with an error that tells the client to send them again. Queued
-requests wait for the new process. A request that was running at two deaths is a suspect and runs alone from
-then on. A request that runs alone at its second or a later death is convicted and refused for a time. Three
-deaths within a minute without a conviction open the circuit breaker.
+requests wait for the new process. A request that was running when two processes died is a suspect, and runs
+alone from then on. If no other request was running at its second or a later death, the request is convicted:
+it is refused for a time. Three deaths within a minute without a conviction open the circuit breaker.
 """
 
 from __future__ import annotations
@@ -60,9 +60,8 @@ _log = log.get("engine")
 class HostedModel(Backend):
     """The model of ``load``. This object owns ``fds``, the model's verified files, and passes them to each
     process that it starts. ``check_files`` raises ModelError if a file has changed. ``system`` is the system
-    prompt of requests without one. ``states`` keeps computed prompts in files, which the next daemon can use,
-    too. ``estimate_bytes`` is the memory that such a process may need.
-    """
+    prompt of requests without one. ``states`` keeps computed prompts in files, which a later daemon can use,
+    too. ``estimate_bytes`` is the memory that an engine process of the model may need."""
 
     kind = "llamacpp"
 
@@ -197,7 +196,7 @@ class HostedModel(Backend):
         self._restarting = asyncio.get_running_loop().create_task(self._restart())
 
     async def _restart(self) -> None:
-        """Starts a new process, with back-off, and repeats that until one serves."""
+        """Starts new processes, with back-off, until one serves."""
         while True:
             await asyncio.sleep(BACK_OFF_SECS[min(self._in_a_row, len(BACK_OFF_SECS) - 1)])
             self._in_a_row += 1
@@ -258,7 +257,7 @@ class HostedModel(Backend):
     def job(self, request: EngineRequest) -> Job:
         """Makes the job of a request.
 
-        Raises NotReady before the model is loaded, and InvalidRequest if the request is convicted.
+        Raises NotReady while the model is not loaded, and InvalidRequest if the request is convicted.
         """
         if not self.ready():
             raise NotReady
@@ -312,8 +311,8 @@ def _ignore(phase: str, details: dict[str, object]) -> None: ...
 
 
 class _HostedStream(Stream):
-    """The events of a job. The process pauses the job while ``WINDOW_BYTES`` or more of the events' bytes are
-    sent and not yet acknowledged. They are acknowledged as the client pulls them, half a window at a time."""
+    """The events of a job. The process pauses the job while ``WINDOW_BYTES`` or more of sent events are not
+    acknowledged. The stream acknowledges the events that were pulled, half a window at a time."""
 
     def __init__(self, model: HostedModel, job: Job) -> None:
         self._model = model

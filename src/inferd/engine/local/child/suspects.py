@@ -1,9 +1,10 @@
 """Finds the requests that crash engine processes.
 
-A request is identified by a keyed hash, whose key exists in this daemon alone; its text is not kept. If a
-process dies, each request that was running becomes a possible cause. A request that was running at two deaths
-is a suspect and runs alone. If a request runs alone at its second or a later death, it is convicted and
-refused for ten minutes. A request's deaths are forgotten ten minutes after the last of them.
+A request is identified by a keyed hash. The key exists in this daemon alone, and the request's text is not
+kept. If a process dies, each request that was running becomes a possible cause. A request that was running
+when two processes died is a suspect and runs alone. If no other request was running at its second or a later
+death, the request is convicted: it is refused for ten minutes. A request's deaths are forgotten ten minutes
+after the last of them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ _MOST_KEPT = 1000
 
 
 class Suspects:
-    """Counts the deaths of each request. All times are seconds of a monotonic clock."""
+    """Counts for each request the processes that died while it was running. All times are seconds of a
+    monotonic clock."""
 
     def __init__(self) -> None:
         self._key = secrets.token_bytes(32)

@@ -1,7 +1,7 @@
 """Rewrites the messages of a conversation for templates that lack features that clients use.
 
-No content is lost, pictures and sounds included. Parts that a template does not support become text or change
-their order.
+All content is kept, including pictures and sounds. Parts that a template does not support become text or
+change their order.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def fitting(messages: Sequence[Message], templates: _llama.Templates) -> Sequenc
 
 
 def alternating(messages: Sequence[Message]) -> Iterator[Message]:
-    """Yields the messages, and joins neighbours of the same role into one. Rewriting can produce such
+    """Yields the messages, with neighbours of the same role joined into one. Rewriting can produce such
     neighbours."""
     last: Message | None = None
     for message in messages:
@@ -60,11 +60,12 @@ def without_tools(message: Message) -> Message:
 
 def stricter(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
     """Yields rewritten conversations for templates that refuse the original or omit a part. The least changed
-    one comes first.
+    conversation comes first.
 
-    In the first rewriting, the ids of calls become nine letters and digits. In the next ones, the text of a
-    turn with calls becomes a separate message, or a user's text after tool results is joined to the last
-    result, or both. In the last one, calls and results become text.
+    In all of them, the ids of calls are nine letters and digits. The first has no other change. The second
+    moves the text of a turn with calls into a separate message. The third joins a user's text after tool
+    results to the last result. The fourth makes both changes. In the fifth, calls and results are text. A
+    conversation that equals an earlier one is left out.
     """
     with_ids = [_with_short_ids(message) for message in messages]
     apart = [part for message in with_ids for part in _apart(message)]
@@ -132,8 +133,8 @@ def _json(value: object) -> str:
 
 
 def _one_call_each(messages: Sequence[Message]) -> Iterator[Message]:
-    """Splits a turn with several calls into turns with one call each. The result of each call follows its
-    turn."""
+    """Splits a turn with several calls into turns with one call each. The result of each call follows the
+    call's turn."""
     results = {message.tool_call_id: message for message in messages if message.role == "tool"}
     moved: set[str] = set()
     for message in messages:
