@@ -1,8 +1,9 @@
 """Moves computed prompts (states of the KV cache) between an engine process and the daemon's files.
 
 When the engine starts, the daemon tells it which files exist. If a request begins with the tokens of a file,
-the engine asks for the file and gets its descriptor; only that request waits. The engine sends a state to
-save as a memory file, and the daemon saves one state at a time. The engine opens no file and knows no path.
+the engine asks the daemon for the descriptor of the file. Only this request waits. To save a state, the
+engine writes it to an anonymous file in memory and sends the descriptor. The daemon saves one state at a
+time. The engine opens no file and knows no path.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ Send = Callable[[int, int, bytes, Sequence[int]], None]
 
 
 class EngineStates:
-    """The engine's side. ``wake`` and ``receive`` run on the event loop."""
+    """Requests and sends states, in the engine process. ``wake`` and ``receive`` run on the event loop."""
 
     def __init__(self, engine: Engine, send: Send, idle_ms: int) -> None:
         self._engine = engine
@@ -47,7 +48,8 @@ class EngineStates:
         engine.open_files(idle_ms)
 
     def wake(self) -> None:
-        """Asks the daemon for files that the token loop wants, and sends it a state to save, if any."""
+        """Asks the daemon for the files that the token loop wants, and sends the next state to save, if
+        any."""
         for number in self._engine.files_wanted():
             self._send(m.WANTED, number, b"", ())
         state = self._engine.leaving()
@@ -110,11 +112,12 @@ class StateStore(Protocol):
         """Returns the size of all files in bytes."""
 
     def removed(self) -> int:
-        """Returns how many files were removed because they were damaged or foreign."""
+        """Returns how many files were removed because they were damaged or had an invalid authentication
+        code."""
 
     def open(self, made_by: str) -> list[m.KeptState]:
         """Returns the existing files. ``made_by`` is the fingerprint of the build, the device and the
-        context."""
+        context. Files with another fingerprint are not ``usable``."""
 
     def fetch(self, number: int) -> tuple[int, int, int] | None:
         """Returns the descriptor of a file, and the offset and size of its state, or ``None`` if the file is
@@ -126,7 +129,8 @@ class StateStore(Protocol):
 
 
 class DaemonStates:
-    """The daemon's side, for one engine process. All methods run on the event loop."""
+    """Delivers and saves the states of one engine process, in the daemon. All methods run on the event
+    loop."""
 
     def __init__(self, store: StateStore, process: EngineProcess) -> None:
         self._store = store
@@ -146,10 +150,11 @@ class DaemonStates:
             self._process.tell_states(m.KEPT, 0, m.encode(kept))
 
     async def flush(self) -> None:
-        """Saves every state that is not in a file yet. Takes at most ``FLUSH_SECS``, and the time to finish
+        """Saves every state that is not in a file yet. Takes at most ``FLUSH_SECS`` plus the time to finish
         the last write.
 
-        ``FLUSH_STEP_SECS`` limits the engine, not the disk: a write that has begun is always finished.
+        ``FLUSH_STEP_SECS`` limits how long the engine may take to send a state. A write to disk that has
+        begun is always finished.
         """
         self._process.tell_states(m.FLUSH)
         give_up = self._loop.time() + FLUSH_SECS
@@ -206,8 +211,8 @@ class DaemonStates:
 
 def fingerprint(load: m.Load, capabilities: Capabilities) -> str:
     """Returns a digest of everything that a state depends on, except the model's file: inferd's version and
-    build, the device, the size of the context, flash attention and the type of the KV cache. The size matters
-    because some models scale positions differently in a long context."""
+    build, the device, the size of the context, flash attention and the type of the KV cache. The size of the
+    context matters because some models scale positions differently in a long context."""
     parts = (
         __version__,
         _build(),

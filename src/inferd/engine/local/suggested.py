@@ -2,7 +2,7 @@
 
 ``DEFAULTS`` are the defaults of inferd 0.2.1, which v1 still uses. ``suggested`` reads the publisher's
 recommendation from the model's file (``general.sampling.*``). A setting without a recommendation gets its
-value of ``UNSUGGESTED``, whose temperature suits small and large models.
+value from ``UNSUGGESTED``, whose temperature suits both small and large models.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _KEYS: dict[str, tuple[str, float, float]] = {
 
 
 def suggested(metadata: Callable[[str], str]) -> SamplingParams:
-    """Returns the recommended settings of a model. ``metadata`` returns the text of a metadata key of the
-    model's file, or an empty text.
+    """Returns the recommended settings of a model. ``metadata`` returns the value of a metadata key of the
+    model's file as text, or an empty text without the key.
 
-    A value is ignored if a request could not set it, because it is out of range.
+    A recommendation is ignored if it is out of the range that a request may set.
     """
     found: dict[str, Any] = {}
     for key, (name, least, most) in _KEYS.items():

@@ -1,8 +1,9 @@
-"""Repairs llama.cpp's parsers where they do not match what a chat template writes.
+"""Repairs llama.cpp's parsers where they do not match the output of a model's chat template.
 
-llama.cpp detects the format of a model family by comparing rendered conversations. For some templates it
-makes errors. Each function here fixes one such error in the parser's list of nodes (see
-:mod:`~inferd.engine.local.schema.family_grammar`), and does not change other parsers.
+llama.cpp detects the format of a model family by comparing rendered conversations, and makes errors for some
+templates. Each function here fixes one of these errors in the parser's list of nodes (see
+:mod:`~inferd.engine.local.schema.family_grammar`). A function recognizes the parsers to change by their nodes
+and the prompt.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ _PROBE_ID = "call00001"  # the id of the calls that llama.cpp renders to detect 
 
 
 def repaired(syntax: bytes) -> bytes:
-    """Returns the ``syntax`` of a prompt with tools, with its parser repaired."""
+    """Repairs ``syntax``, the JSON of the parser for the answer to a prompt with tools. Also permits white
+    space at the end of the answer."""
     whole = orjson.loads(syntax)
     arena = orjson.loads(whole["parser"])
     nodes = _Nodes(arena["parsers"])
@@ -59,8 +61,8 @@ class _Nodes:
 
 
 def _id_of_the_probe(nodes: _Nodes, node: Node) -> None:
-    """Solar Open: the parser expects a fixed call id before a tool's name. The id varies, so any id is
-    accepted."""
+    """Solar Open: before a tool's name, the parser expects the call id of llama.cpp's own test conversation.
+    The repaired parser accepts any id."""
     before, found, behind = node["literal"].partition(_PROBE_ID)
     if found and behind:
         until = nodes.add(type="until", delimiters=[behind])
@@ -70,8 +72,8 @@ def _id_of_the_probe(nodes: _Nodes, node: Node) -> None:
 
 
 def _mark_of_arguments_twice(nodes: _Nodes, node: Node) -> None:
-    """Mistral Small 3.2: the parser expects the marker before the arguments twice, after the name and after
-    the id. The template writes it after the id only."""
+    """Mistral Small 3.2: the parser expects the marker of the arguments twice, after the tool's name and
+    after the call id. The template writes this marker only after the id."""
     children = nodes.children(node)
     for opening, option, mark in zip(children, children[1:], children[2:], strict=False):
         if opening["type"] != "atomic" or option["type"] != "repetition" or mark["type"] != "literal":
@@ -83,8 +85,8 @@ def _mark_of_arguments_twice(nodes: _Nodes, node: Node) -> None:
 
 
 def _commas_outside_of_an_array(nodes: _Nodes, rule: Node) -> None:
-    """MiniMax: the parser expects a comma between two calls. The template writes one only if the calls are
-    items of an array."""
+    """MiniMax: the parser expects a comma between two calls. The template writes a comma only between calls
+    in an array."""
     before = ""
     left = [rule["child"]]
     while left:
@@ -112,7 +114,8 @@ def _are_tools(nodes: _Nodes, choice: Node) -> bool:
 
 
 def _ids_behind_arguments(nodes: _Nodes, rule: Node) -> None:
-    """Apriel: a call that has a result may have its id as the last member."""
+    """Apriel: in earlier turns, the template writes the id as the last member of a call. The repaired parser
+    accepts a call with or without this id."""
     parts = nodes.children(nodes.all[rule["child"]]) if "children" in nodes.all[rule["child"]] else []
     if [part["literal"] for part in parts if part["type"] == "literal"][:2] != ["<tool_calls>", "["]:
         return
@@ -131,23 +134,23 @@ def _ids_behind_arguments(nodes: _Nodes, rule: Node) -> None:
 
 
 def _no_argument(nodes: _Nodes, node: Node) -> None:
-    """LFM2.5: the parser requires an argument in each call of a tool that has parameters. A call without
-    arguments is accepted."""
+    """LFM2.5: the parser requires an argument in each call of a tool that has parameters. The repaired parser
+    also accepts a call without arguments."""
     arguments = nodes.all[node["child"]]
     if arguments["type"] == "sequence" and nodes.children(arguments)[0]["type"] == "choice":
         node["child"] = nodes.add(type="repetition", child=node["child"], min_count=0, max_count=1)
 
 
 def _scalars_of_python(nodes: _Nodes, node: Node) -> None:
-    """Some templates write a parameter as Python does. The words ``True``, ``False`` and ``None`` are
-    accepted, too; llama.cpp converts them to JSON."""
+    """Some templates write booleans and null as Python does. The repaired parser also accepts ``True``,
+    ``False`` and ``None``, which llama.cpp converts to JSON."""
     words = [nodes.literal(word) for word in ("True", "False", "None")]
     node["child"] = nodes.add(type="choice", children=[*words, node["child"]])
 
 
 def _text_behind_the_prompt(nodes: _Nodes, root: Node, prompt: str) -> None:
-    """Command R+: the parser expects a marker before a text, but the prompt already ends with this marker. A
-    text begins without the marker, and ends where a call begins."""
+    """Command R+: the parser expects a marker before the answer's text, but the prompt already ends with this
+    marker. The repaired parser expects no markers around the text, which ends where a call begins."""
     if root["type"] != "sequence":
         return
     children = nodes.children(root)
@@ -177,7 +180,8 @@ def _first_literal(nodes: _Nodes, node: Node) -> str:
 
 
 def _marks_between_calls(nodes: _Nodes, rules: dict[str, int], prompt: str) -> None:
-    """Functionary 3.2: the marker that ends the prompt also precedes each further call."""
+    """Functionary 3.2: the template writes the marker ``>>>`` at the end of the prompt and before each
+    further call. The repaired parser accepts this marker before any call."""
     if "tools" not in rules or not prompt.endswith(">>>"):
         return
     calls = nodes.all[nodes.all[rules["tools"]]["child"]]
@@ -190,8 +194,8 @@ def _marks_between_calls(nodes: _Nodes, rules: dict[str, int], prompt: str) -> N
 
 
 def _text_before_calls(nodes: _Nodes, rule: int, tools: list[int], call: int) -> None:
-    """Functionary 3.2: a text may contain the marker, and ends where the marker and the name of a tool
-    follow."""
+    """Functionary 3.2: the text before the calls may contain ``>>>``. The text ends where ``>>>`` and the
+    name of a tool follow."""
     heads = [f">>>{_first_literal(nodes, nodes.all[tool])}\n" for tool in tools]
     further = nodes.add(type="repetition", child=call, min_count=0, max_count=-1)
     for node in list(nodes.all):

@@ -33,17 +33,18 @@ OPTIONS: dict[str, Any] = {
     "lenient": False,
 }
 TOOL_OPTIONS = {**OPTIONS, "key_separator": ": ", "item_separator": ", "}
-"""The options for a call's arguments. They permit the spaces that chat templates write there, because models
-have learnt these."""
+"""The options for a call's arguments. They set the spaces after colons and commas that chat templates write,
+because models have learnt these."""
 _KEPT = 256
 MOST_SECONDS = 10.0
 """The limit of processor time for one schema. It is checked before each part of the schema is compiled."""
 
 
 def _open_library() -> str:
-    """Loads llguidance. The import runs before the sandbox forbids opening files.
+    """Loads llguidance. This module calls the function when it is imported, before the sandbox forbids
+    opening files.
 
-    Returns the reason if loading fails, or an empty text.
+    Returns the error message if loading fails, or an empty text.
     """
     try:
         _llama.open_guidance(importlib.import_module("llguidance._lib").__file__ or "")
@@ -85,8 +86,8 @@ class Guides:
         """Compiles the schema of an answer.
 
         Raises ``InvalidRequest`` if the schema is unusable, or if it has a keyword that cannot be enforced;
-        the message then contains the JSON pointer of the keyword. With ``lenient``, drops such a keyword
-        instead if the finished answer can be checked for it.
+        the message then contains the JSON pointer of the keyword. With ``lenient``, drops the keyword instead
+        if the finished answer can be checked for it.
         """
         return self._held(schema, lenient, False)
 
@@ -105,7 +106,7 @@ class Guides:
 
     def grammar(self, lark: str) -> _llama.Guide:
         """Returns a guide for a grammar in llguidance's Lark syntax. Raises ``InvalidRequest`` if llguidance
-        refuses the grammar, which may be too large, or if the request is cancelled."""
+        refuses the grammar, for example because it is too large, or if the request is cancelled."""
         try:
             return self._guidance.guide(b"lark", lark.encode())
         except ValueError as error:

@@ -1,10 +1,10 @@
-"""Makes expressions for call arguments in notations other than JSON. llama.cpp's parser for these notations
-accepts any value.
+"""Makes Lark expressions for call arguments in notations other than JSON. llama.cpp's parsers for these
+notations accept any value.
 
-Gemma 4 writes ``{name:<|"|>text<|"|>,count:3,list:[1,2]}``. The members of an object are sorted by name, as
-its template shows them. LFM2.5 writes ``name="text", count=3, list=[1, 2]``, as Python does. The expressions
-follow the schema of the tool. The expressions may allow less than the schema: undeclared members must come
-after the declared ones, and must have short names.
+Gemma 4 writes ``{name:<|"|>text<|"|>,count:3,list:[1,2]}``. It sorts the members of an object by name, as its
+chat template does. LFM2.5 writes ``name="text", count=3, list=[1, 2]``, as Python does. The expressions
+enforce the tool's schema. They may forbid values that the schema allows: undeclared members must come after
+the declared ones, and must have short names.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from inferd.engine.local.schema.guides import TOOL_OPTIONS, json_text
 
 QUOTE = '<|"|>'
 VALUE = "gemma4-value"
-_MOST_MEMBERS = 2000  # of an object; a larger one may have any members
-_DEEPEST = 60  # values within values; a deeper one may be any value
+_MOST_MEMBERS = 2000  # the most declared members of an object; with more, any members are allowed
+_DEEPEST = 60  # the most levels of nested values; a deeper value may be any value
 _WORDS = {"boolean": ("True", "False"), "null": ("None",)}
 _OBJECT = {"type": "object"}
 
@@ -48,14 +48,14 @@ class _Notation(Protocol):
         """Returns the expression for any value that the parser can read."""
 
     def text(self, conjunction: Conjunction, texts: Sequence[str] | str | None) -> str:
-        """Returns the expression for a string that matches the conjunction, or, if ``texts`` is given, is one
-        of them."""
+        """Returns the expression for a string that matches all schemas of the conjunction. ``texts``, if
+        given, lists the allowed strings or is an expression for them."""
 
     def scalars(self, schema: dict[str, Any]) -> str:
-        """Returns the expression for a number, a boolean or null."""
+        """Returns the expression for a number, a boolean or null that matches the schema."""
 
     def given(self, value: Any) -> str:
-        """Returns the expression for this one value."""
+        """Returns the expression for exactly ``value``."""
 
     def name(self, name: str) -> str | None:
         """Returns the expression for the name of a member and its colon, or ``None`` if the parser cannot
@@ -318,8 +318,8 @@ class _Values:
         return " | ".join(self._form.add(self._form.fresh("NAME"), each) for each in taken)
 
     def _listed(self, parts: list[str], needed: list[bool], comma: str) -> str:
-        """Returns the expression for the parts in their order, with commas between them. A part may be absent
-        unless it is ``needed``."""
+        """Returns the expression for a list of ``parts`` in their order, with commas between them. A part may
+        be absent unless its item in ``needed`` is true."""
         rest = ""
         beginnings = [] if any(needed) else [""]
         for part, is_needed in reversed(list(zip(parts, needed, strict=True))):

@@ -1,7 +1,7 @@
-"""Constrains the text of a tool's parameter in model families that write it without quotes.
+"""Constrains string parameters of tools, for model families that write strings without quotes.
 
-Literals or a Lark expression for llguidance constrain such a text. An expression may allow less than the
-schema. The finished arguments are checked against the schema in any case.
+The allowed texts are a list of literals, or a Lark expression for llguidance. An expression may allow fewer
+or more texts than the schema, so the finished arguments are checked against the schema, too.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from inferd.engine.local.schema.schema_places import target
 
-MAX_LENGTH = 10_000  # longer ones are left to the check
+MAX_LENGTH = 10_000  # longer texts are left to the check of the finished arguments
 
 _DATE = "[0-9]{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01])"
 _TIME = (
@@ -32,8 +32,8 @@ FORMATS = {
 
 
 def given(schema: Any, root: Mapping[str, Any]) -> Sequence[str] | None:
-    """Returns the texts that the schema allows, or ``None`` unless the schema lists them and allows nothing
-    else."""
+    """Returns the texts that the schema lists in ``const`` or ``enum``. Returns ``None`` without such a list,
+    or if the list has an empty text or a value that is not a string."""
     for part in _parts(schema, root):
         values = [part["const"]] if "const" in part else part.get("enum") or ()
         texts = [value for value in values if isinstance(value, str) and value]
@@ -43,7 +43,8 @@ def given(schema: Any, root: Mapping[str, Any]) -> Sequence[str] | None:
 
 
 def expression(schema: Any, root: Mapping[str, Any]) -> str | None:
-    """Returns an expression for the texts that match the schema of a string, or ``None`` if any text does."""
+    """Returns a Lark expression for the texts that match ``schema``, the schema of a string. Returns ``None``
+    if the expression would allow any text."""
     regexes = []
     for part in _parts(schema, root):
         if "pattern" in part:
@@ -56,7 +57,8 @@ def expression(schema: Any, root: Mapping[str, Any]) -> str | None:
 
 
 def _parts(schema: Any, root: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yields each schema that a value of ``schema`` must match: itself, its references and its ``allOf``."""
+    """Yields ``schema`` and each schema that it includes by ``$ref`` or ``allOf``. A value must match all of
+    them."""
     left, seen = [schema], set()
     while left:
         part = left.pop()
@@ -70,8 +72,12 @@ def _parts(schema: Any, root: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def whole(pattern: str) -> str | None:
-    """Returns a regular expression for a whole text that contains a match of ``pattern``. Returns ``None`` if
-    an anchor is not at an end of the pattern, or belongs to one of several alternatives."""
+    """Returns a regular expression that matches a text as a whole if the text contains a match of
+    ``pattern``.
+
+    Returns ``None`` if the pattern has ``^`` or ``$`` in its middle, or has both an anchor at an end and
+    alternatives outside of groups.
+    """
     starts = pattern.startswith("^")
     ends = pattern.endswith("$") and not re.search(r"(?<!\\)(?:\\\\)*\\\$\Z", pattern)
     inner = pattern[starts : len(pattern) - ends]
@@ -86,7 +92,7 @@ def whole(pattern: str) -> str | None:
 
 def _has_alternatives(bare: str) -> bool:
     """Returns whether a pattern has a ``|`` outside of all groups. ``bare`` is the pattern without escapes
-    and classes."""
+    and character classes."""
     depth = 0
     for char in bare:
         depth += (char == "(") - (char == ")")

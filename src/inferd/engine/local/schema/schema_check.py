@@ -1,8 +1,9 @@
 """Validates a finished value against its JSON Schema, under the draft that the schema declares.
 
-The grammar enforces most of a schema; this module checks all of it. Matching a pattern has a time limit,
-because the client controls both the pattern and, in effect, the text. Checking a value has a time limit, too,
-because definitions that use each other twice have exponentially many parts.
+The grammar enforces most of a schema while the model writes. This module checks the finished value against
+the whole schema, with the exceptions of :class:`Check`. Matching a pattern has a time limit, because the
+client chooses the pattern and influences the text. Checking a value has a time limit, too: if each definition
+refers to the next one twice, the number of parts to check grows exponentially.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ _WITHOUT_FORMATS = jsonschema.FormatChecker(formats=())
 
 
 class Turn:
-    """Lets one thread at a time run its block; ``poll`` passes the turn on after ``SLICE_SECS``.
+    """Lets one thread at a time run its block. ``poll`` lets another thread run after ``SLICE_SECS``.
 
-    Threads that run Python take the GIL from each other, and the event loop waits behind all of them. With
-    four threads it waits ten times as long as with one.
+    Threads that run Python compete for the GIL, and the event loop has to wait for all of them. With four
+    threads, the event loop waits ten times as long as with one.
     """
 
     SLICE_SECS = 0.005
@@ -60,12 +61,14 @@ class Turn:
         self._lock.release()
 
     def poll(self) -> None:
-        """Raises ``InvalidRequest`` if the request of this thread is cancelled."""
+        """Lets another thread run if ``SLICE_SECS`` have passed. Raises ``InvalidRequest`` if the request of
+        this thread is cancelled."""
         _llama.stop_if_cancelled()
         if time.monotonic() >= self._end:
             self._lock.release()
             time.sleep(self.PASS_SECS)
-            # Not `__enter__`: near the recursion limit, its frame may be one too many, and the turn be lost.
+            # Not `__enter__`: near the recursion limit, its frame may be one too many, and the turn would be
+            # lost.
             self._lock.acquire()
             self._end = time.monotonic() + self.SLICE_SECS
 
@@ -76,8 +79,8 @@ _turn = Turn()
 def read(text: str) -> dict[str, Any]:
     """Returns the schema in ``text``, which must be a JSON object.
 
-    Raises ``InvalidRequest`` if the schema is too large or is invalid by its own draft. Stops if the request
-    is cancelled, because validating a large schema takes seconds.
+    Raises ``InvalidRequest`` if the schema is too large, nests too deeply, or is invalid under its own draft.
+    Also raises it if the request is cancelled, because validating a large schema takes seconds.
     """
     try:
         with _turn:
@@ -99,24 +102,24 @@ def read(text: str) -> dict[str, Any]:
 
 
 def _is_depth(error: BaseException) -> bool:
-    """Whether the error comes from the recursion limit. The maps of ``referencing`` are written in Rust, and
-    make a panic of a RecursionError in them, which is no ``Exception``."""
+    """Returns whether the error comes from the recursion limit. The Rust code of ``referencing`` turns a
+    RecursionError into a ``PanicException``, which is not an ``Exception``."""
     return isinstance(error, RecursionError) or type(error).__name__ == "PanicException"
 
 
 def parse(text: str) -> dict[str, Any]:
-    """Returns another copy of a schema that :func:`read` has accepted."""
+    """Parses the JSON text of a schema. Raises ValueError for invalid JSON."""
     schema: dict[str, Any] = json.loads(text, parse_constant=_refuse_constant)
     return schema
 
 
 @cache
 def _validator_of(draft: Any) -> Any:
-    """Returns a validator for schemas of the draft, which polls at each reference whether the request is
-    cancelled.
+    """Returns a validator for schemas of the draft. At each reference, the validator raises
+    ``InvalidRequest`` if the request is cancelled.
 
-    ``$schema`` is removed from the parts of the meta-schema: for a part with ``$schema``, jsonschema would
-    use the class that it has registered for the draft, which does not poll.
+    ``$schema`` is removed from each part of the meta-schema. For a part with ``$schema``, jsonschema would
+    use its own validator class, which does not stop when the request is cancelled.
     """
     keywords = {key: _cancellable(draft.VALIDATORS[key]) for key in _REFERENCES if key in draft.VALIDATORS}
     specification = specification_with(draft.META_SCHEMA["$schema"])
@@ -153,7 +156,7 @@ _UNREADABLE = "it is not JSON, or nests too deeply"
 
 
 class _TooLong(Exception):
-    """Raised when a check has used its processor time."""
+    """Raised when a check has used up its processor time."""
 
 
 _check = threading.local()
@@ -170,21 +173,25 @@ def _bounded(keyword: Any) -> Any:
 
 
 def _evolve(validator: Any, **changes: Any) -> Any:
-    """Returns the validator for a part of a schema. jsonschema's own function would use the class that it has
-    registered for the part's ``$schema``, which has no time limit."""
+    """Returns the validator for a part of a schema. For a part with ``$schema``, jsonschema's own function
+    would use a validator class without a time limit."""
     return attrs.evolve(validator, **changes)
 
 
 class Check:
-    """Tests values against ``schema``. Changes ``schema``: a ``oneOf`` becomes an ``anyOf`` if two of its
-    branches may match the same value."""
+    """Tests values against ``schema``. The constructor changes ``schema``.
+
+    A ``oneOf`` becomes an ``anyOf`` if two of its branches may match the same value. If the schema has
+    ``patternProperties`` anywhere, ``unevaluatedProperties`` is removed, because jsonschema would match the
+    patterns without a time limit.
+    """
 
     def __init__(self, schema: dict[str, Any]) -> None:
         draft = _draft_of(schema)
         for node in [node for node in schemas(schema) if may_match_twice(schema, node)]:
             node.setdefault("allOf", []).append({"anyOf": node.pop("oneOf")})
         if _any(schema, lambda node: "patternProperties" in node):
-            # jsonschema would match the patterns without a time limit.
+            # See the docstring of the class.
             _without(schema, "unevaluatedProperties")
         bounded = {key: _bounded(draft.VALIDATORS[key]) for key in _REFERENCES if key in draft.VALIDATORS}
         kind = validators.extend(draft, {**_KEYWORDS, **bounded})
@@ -192,8 +199,8 @@ class Check:
         self._validator = kind(schema, format_checker=draft.FORMAT_CHECKER, registry=referencing.Registry())
 
     def fault(self, text: str) -> str | None:
-        """Returns where the JSON value in ``text`` breaks the schema, as a JSON pointer and a keyword, or
-        ``None`` if it is valid."""
+        """Returns why the JSON value in ``text`` is invalid, or ``None`` if it is valid. If the value breaks
+        the schema, the reason is a JSON pointer and a keyword."""
         _check.end = time.thread_time() + MOST_SECONDS
         try:
             value = json.loads(text, parse_constant=_refuse_constant)
@@ -228,12 +235,12 @@ def _without(schema: Any, key: str) -> None:
 
 def matches(pattern: str, text: str) -> bool:
     """Returns whether the text contains a match of the pattern, by the rules of ECMAScript. Returns false if
-    matching takes too long."""
+    matching takes too long, and true if the ``regex`` package cannot read the pattern."""
     try:
         return regex.search(pattern, text, regex.ASCII, timeout=PATTERN_SECONDS) is not None
     except TimeoutError:
         return False
-    except regex.error:  # another dialect: the grammar enforces it
+    except regex.error:  # a pattern of another dialect, which the grammar enforces
         return True
 
 
@@ -273,8 +280,8 @@ def _multiple_of(validator: Any, divisor: Any, instance: Any, schema: Any) -> Er
 
 
 def _unique_items(validator: Any, unique: Any, instance: Any, schema: Any) -> Errors:
-    """Checks ``uniqueItems`` in linear time. jsonschema compares each pair of items if they cannot be
-    sorted."""
+    """Checks ``uniqueItems`` in linear time. jsonschema would compare each pair of items that it cannot
+    sort."""
     if unique and isinstance(instance, list):
         texts = {json.dumps(_plain_numbers(item), sort_keys=True) for item in instance}
         if len(texts) < len(instance):
@@ -282,7 +289,8 @@ def _unique_items(validator: Any, unique: Any, instance: Any, schema: Any) -> Er
 
 
 def _plain_numbers(value: Any) -> Any:
-    """Returns the value with each whole float as an integer: for JSON Schema, 1.0 and 1 are equal."""
+    """Returns the value with each whole float as an integer, because JSON Schema treats 1.0 and 1 as
+    equal."""
     if isinstance(value, list):
         return [_plain_numbers(item) for item in value]
     if isinstance(value, dict):

@@ -13,7 +13,7 @@ Digits = tuple[int, int]
 ONE: Digits = (1, 0)
 EXACT = 2**53  # integers up to here are exact as float64, in which llguidance keeps a bound
 _LARGEST = 2**63 - 1024  # the largest bound of llguidance
-_LONG = 10**17  # a bound of 19 digits needs another bound on its far side
+_LONG = 10**17  # a bound of 19 digits needs a bound on the other side, too
 _SMALLEST = Decimal("1e-16")  # of a fraction; the float64 next to 0 has 324 digits
 _LOWER, _UPPER = ("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")
 _SIZES = (("minLength", "maxLength"), ("minItems", "maxItems"), ("minProperties", "maxProperties"))
@@ -25,7 +25,8 @@ to make; this sum takes a second."""
 
 
 def check_bounds(node: dict[str, Any], pointer: str) -> None:
-    """Raises ``InvalidRequest`` for bounds that exclude each other. Called before anything is compiled."""
+    """Raises ``InvalidRequest`` for bounds that exclude each other, and for a number that is not finite as a
+    float64. Call this function before llguidance compiles a part of the node."""
     pairs = [(low, high) for low in _LOWER for high in _UPPER] + list(_SIZES)
     for low, high in pairs:
         least, most = node.get(low), node.get(high)
@@ -40,11 +41,11 @@ def check_bounds(node: dict[str, Any], pointer: str) -> None:
 
 
 def hold_bounds(node: dict[str, Any], pointer: str) -> list[str]:
-    """Replaces the bounds of ``node`` by inclusive ones, equal or narrower, that llguidance represents
+    """Replaces the bounds of ``node`` by inclusive bounds, equal or narrower, that llguidance represents
     exactly.
 
     If the bounds cannot be enforced, returns their keywords and does not change the node. Raises
-    ``InvalidRequest`` if no integer is between the bounds.
+    ``InvalidRequest`` if ``node`` is an integer and no integer is between the bounds.
     """
     whole = node.get("type") == "integer"
     lows, highs = ([key for key in keys if _is_number(node.get(key))] for keys in (_LOWER, _UPPER))
@@ -61,7 +62,7 @@ def hold_bounds(node: dict[str, Any], pointer: str) -> list[str]:
     elif high is not None and high <= -_LONG:
         low = -_LARGEST
     if low is not None and high is not None and low > high:
-        return lows + highs  # those of draft 4 remain beside them, and mean nothing alone
+        return lows + highs  # the boolean bounds of draft 4 remain, and mean nothing alone
     for key in (*_LOWER, *_UPPER):
         node.pop(key, None)
     node |= {key: bound for key, bound in (("minimum", low), ("maximum", high)) if bound is not None}
@@ -94,12 +95,13 @@ def _is_number(value: Any) -> TypeGuard[float]:
 
 
 def _inside(node: dict[str, Any], key: str, whole: bool) -> float:
-    """Returns the inclusive bound that replaces the bound ``key``: the nearest one inside it that llguidance
-    represents exactly.
+    """Returns the inclusive bound that replaces the bound ``key``: the nearest number that the bound allows
+    and that llguidance represents exactly.
 
-    llguidance compares decimal numbers. The bounds for llguidance have at most 15 digits, and at most 22
-    places after the point. A number that is very close to a bound becomes equal to it when a client reads it
-    as a float64. So an exclusive bound is moved by one unit of its last digit.
+    llguidance compares decimal numbers. The result is an integer that a float64 holds exactly, or a number
+    with at most 15 significant digits and at most 22 decimal places. A client that reads a float64 cannot
+    distinguish an exclusive bound from a number very close to it. So the result for an exclusive bound is one
+    unit of its last digit away.
     """
     bound, up = node[key], key in _LOWER
     exclusive = key.startswith("exclusive") or node.get(f"exclusive{key.capitalize()}") is True  # of draft 4

@@ -1,7 +1,7 @@
-"""Replaces patterns of common libraries by equivalent patterns without look-around.
+"""Replaces the look-around patterns of common libraries by equivalent patterns without look-around.
 
 llguidance compiles a pattern to an automaton, which cannot look around. The patterns here come from Pydantic
-and Zod. A pattern must be equal to one of them as a whole.
+and Zod. Only a pattern that equals one of these exactly is replaced.
 """
 
 from __future__ import annotations

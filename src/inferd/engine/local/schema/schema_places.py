@@ -1,4 +1,4 @@
-"""Walks the places of a JSON Schema, and makes errors that name a place."""
+"""Visits the subschemas of a JSON Schema, and makes errors that contain a JSON pointer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from inferd.errors import InvalidRequest
 MAX_DEPTH = 100
 MAX_SCHEMAS = 20_000
 
-# The keywords whose value is a schema, a list of schemas, and an object of schemas by name.
+# The keywords whose value is one schema, a list of schemas, or an object that maps names to schemas.
 ONE = frozenset(
     (
         *("additionalItems", "additionalProperties", "contains", "else", "if", "items", "not"),
@@ -45,18 +45,18 @@ def refusal(pointer: str, reason: str) -> InvalidRequest:
 
 
 def step(pointer: str, key: object) -> str:
-    """Returns the JSON pointer of the member or item ``key`` of the place ``pointer``."""
+    """Returns the JSON pointer of the member or item ``key`` of the value at ``pointer``."""
     return f"{pointer}/{str(key).replace('~', '~0').replace('/', '~1')}"
 
 
 def keys_of(target: str) -> list[str]:
-    """Splits a reference into its unescaped keys. The first one stands for the document."""
+    """Splits a reference into its unescaped keys. The first key stands for the document."""
     return [part.replace("~1", "/").replace("~0", "~") for part in unquote(target).split("/")]
 
 
 def resolve(root: Any, target: str, at: str) -> tuple[Any, Any]:
-    """Returns the object or list that contains the target of a reference, and the target's key in it. Returns
-    (None, None) for the root. Raises ``InvalidRequest`` if the target does not exist."""
+    """Returns the object or list that contains the target of a reference, and the key of the target in it.
+    Returns (None, None) if the target is the root. Raises ``InvalidRequest`` if the target does not exist."""
     parent: Any = None
     name: Any = None
     node = root
@@ -70,7 +70,7 @@ def resolve(root: Any, target: str, at: str) -> tuple[Any, Any]:
 
 
 def nodes(schema: Any) -> Iterator[dict[str, Any]]:
-    """Yields each JSON object in the schema, also objects that are not schemas."""
+    """Yields each JSON object in the schema, even those that are not schemas."""
     left = [schema]
     while left:
         node = left.pop()
@@ -82,7 +82,8 @@ def nodes(schema: Any) -> Iterator[dict[str, Any]]:
 
 
 def count(root: Any) -> int:
-    """Counts the schemas that are values of keywords of any draft. Stops soon after ``MAX_SCHEMAS``."""
+    """Counts the schema and its subschemas, under the keywords of all drafts. Stops soon after
+    ``MAX_SCHEMAS``."""
     left, found = [root], 0
     while left and found <= MAX_SCHEMAS:
         node = left.pop()
@@ -93,7 +94,7 @@ def count(root: Any) -> int:
 
 
 def schemas(root: Any) -> Iterator[dict[str, Any]]:
-    """Yields the root, each schema that is the value of a keyword, and each target of a reference."""
+    """Yields the root, its subschemas, and the targets of references."""
     left, seen = [root], set()
     while left:
         node = left.pop()
@@ -107,7 +108,8 @@ def schemas(root: Any) -> Iterator[dict[str, Any]]:
 
 
 def _parts(node: dict[str, Any], maps: Set[str], ones: Set[str]) -> Iterator[Any]:
-    """Yields the schemas that are values of the node's keywords."""
+    """Yields the direct subschemas of the node. ``maps`` and ``ones`` are the keywords to read as in ``MAP``
+    and ``ONE``."""
     for key, value in node.items():
         if key in LIST and isinstance(value, list):
             yield from value

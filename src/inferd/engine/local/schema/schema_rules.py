@@ -1,11 +1,12 @@
 """Rewrites JSON Schemas to a form that llguidance can enforce.
 
-:func:`rewrite` makes an equivalent or narrower schema that llguidance accepts. A keyword that cannot be
-enforced is an error with the keyword's JSON pointer. With ``lenient``, the keyword is removed and listed
-instead, and the caller checks the finished answer. The order of properties is kept, because the grammar
-requires it.
+:func:`rewrite` makes an equivalent or narrower schema that llguidance accepts. If a keyword cannot be
+enforced, raises an error with the keyword's JSON pointer. With ``lenient``, removes and lists the keyword
+instead, and the caller checks the finished answer. The properties keep their order, because the grammar makes
+the model write them in this order.
 
-The rewriting distinguishes keywords from names, because a property may be called ``type`` or ``pattern``.
+The rewriting distinguishes keywords from property names, because a property may be called ``type`` or
+``pattern``.
 """
 
 from __future__ import annotations
@@ -59,11 +60,12 @@ class Rewritten:
 
 
 def rewrite(root: dict[str, Any], *, lenient: bool, is_tool: bool, compiles: Compiles) -> Rewritten:
-    """Rewrites ``root``, valid by its draft. ``compiles`` returns whether llguidance accepts a schema.
+    """Rewrites ``root``, which is valid under its draft. ``compiles`` returns whether llguidance accepts a
+    schema.
 
-    With ``is_tool``, the root is the schema of an object. If the root declares properties and no keyword
-    concerns undeclared ones, these are forbidden. Raises ``InvalidRequest`` with the JSON pointer of a
-    keyword that cannot be used.
+    With ``is_tool``, ``root`` describes a tool's arguments, which are an object. If ``root`` declares
+    properties, and no keyword could allow others, the rewritten schema forbids undeclared properties. Raises
+    ``InvalidRequest`` with the JSON pointer of a keyword that cannot be used.
     """
     work = _Rewriter(root, lenient, compiles)
     if is_tool:
@@ -197,7 +199,8 @@ class _Rewriter:
                 self._drop(node, pointer, key)
 
     def _arrays(self, node: dict[str, Any], pointer: str) -> Mapping[str, str]:
-        """Rewrites the keywords about arrays. Returns the client's name of each keyword that it renames."""
+        """Rewrites the keywords about arrays. Returns a map from the new name of each renamed keyword to its
+        name in the client's schema."""
         names = {}
         if isinstance(node.get("items"), list):  # a tuple in the syntax up to draft 7
             names = {"prefixItems": "items", "items": "additionalItems"}
@@ -338,14 +341,16 @@ class _Rewriter:
 
 
 def _parts_of_references(root: Any) -> Iterator[str]:
-    """Yields the keys in references to other schemas. Some of these keys are not keywords of JSON Schema."""
+    """Yields the keys in the paths of references. A member with such a key must stay in the schema, even if
+    the key is not a keyword of JSON Schema."""
     for node in nodes(root):
         if isinstance(node.get("$ref"), str):
             yield from keys_of(node["$ref"])
 
 
 def _constraints(names: dict[str, Any]) -> set[str]:
-    """Returns the keywords in ``names`` that constrain property names, which are strings anyway."""
+    """Returns the keywords by which ``names``, a schema of property names, constrains them. ``type: string``
+    is not one of them, because every name is a string."""
     said = set(names) - {"$comment", "default", "description", "examples", "title"}
     return said - {"type"} if names.get("type", "string") == "string" else said
 

@@ -1,6 +1,7 @@
-"""The streams of a local answer. ``typed_stream`` reads ``job_stream``, and ``checked_stream`` reads either.
+"""The streams of a local answer, which wrap each other.
 
-``job_stream`` has the raw output of a job, the token loop's unit of work: one answer. ``typed_stream`` parses
-this text into events. ``checked_stream`` checks the finished answer against its schemas. ``token_records``
-keeps the tokens' log probabilities until their text is parsed.
+``job_stream`` yields the raw output of one job, which is the token loop's work for one answer.
+``typed_stream`` wraps a ``job_stream`` and parses the raw output into events. ``checked_stream`` wraps either
+of the two and checks the finished answer against its schemas. ``token_records`` keeps the log probabilities
+of tokens until the text is parsed.
 """

@@ -1,4 +1,4 @@
-"""A stream whose finished answer is checked against its schemas.
+"""A stream that checks the finished answer against its schemas.
 
 The token loop enforces the part of a schema that a grammar can express. This stream checks the whole schema,
 in a thread of the pool, because a schema and a value may be large.
@@ -26,8 +26,8 @@ class CheckedStream(Stream):
     """The events of ``source``. If the answer breaks its schema, raises ``SchemaViolation`` instead of
     ``Done``. If a call breaks its tool's schema, raises ``ToolCallMalformed`` instead of the call.
 
-    An answer that was cut short is not checked. ``held`` is the schema of the whole answer; ``tools`` are the
-    schemas of calls by the tool's name. ``unenforced`` is copied into ``Done``.
+    An answer that was cut short is not checked. ``held`` is the schema of the whole answer. ``tools`` maps
+    the name of a tool to the schema of its arguments. ``unenforced`` is copied into ``Done``.
     """
 
     def __init__(

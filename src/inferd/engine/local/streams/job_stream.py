@@ -20,9 +20,9 @@ _log = log.get("llamacpp")
 
 @dataclass(slots=True)
 class Trace:
-    """The moments in seconds when a request ``arrived`` in its engine process, when a thread of the pool
-    ``began`` to prepare it, when it was ``submitted`` to the token loop, and when its ``first`` frames were
-    collected."""
+    """The times in seconds at which a request ``arrived`` in its engine process, a thread of the pool
+    ``began`` to prepare the request, the request was ``submitted`` to the token loop, and its ``first``
+    frames were collected."""
 
     arrived: float
     began: float = 0.0
@@ -30,9 +30,9 @@ class Trace:
     first: float = 0.0
 
     def tell(self, result: _llama.Result) -> None:
-        """Logs the duration of each part in milliseconds, at the level debug. ``loop_ms`` is the time from
-        the submission to the first text in the token loop; ``prefill_ms`` is the part of it that computed the
-        prompt."""
+        """Logs the durations between these times in milliseconds, at the level debug. ``loop_ms`` is the time
+        from the submission to the first text in the token loop. ``prefill_ms`` is the part of ``loop_ms`` in
+        which the prompt was computed."""
         prefill_ms, loop_ms = result[5], result[7]
         _log.debug(
             "request timed",
@@ -45,11 +45,11 @@ class Trace:
 
 
 class JobStream(Stream):
-    """The events of one job. If the client does not pull events, the token loop keeps them and pauses this
-    job alone.
+    """The events of one job. If the consumer does not read the events, the token loop keeps them and pauses
+    only this job.
 
-    ``keeper`` gets the tokens of the answer, and with ``as_text`` also its text. ``finish`` converts the
-    job's result to the last event. ``forget`` is called when the job needs no more wake-ups. ``trace`` is
+    ``keeper`` gets the tokens of a complete answer, and with ``as_text`` also the text. ``finish`` converts
+    the job's result to the last event. ``forget`` is called when the job needs no more wake-ups. ``trace`` is
     logged at the end.
     """
 

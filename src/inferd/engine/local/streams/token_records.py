@@ -1,6 +1,6 @@
-"""Keeps the records of an answer's tokens (their log probabilities) until a reader has parsed the text.
+"""Keeps the records of an answer's tokens (the log probabilities) until the text has been parsed.
 
-Tokens of tool calls and of the format's markers have no record in the answer.
+The parsed answer has no records for the tokens of tool calls and of the format's markers.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ RECORD_FRAMES = FrameTemplate(b"", b"\n", b"\t")
 
 
 class TokenRecords:
-    """The records of one answer. With a ``frame`` template, the frames carry the records; without one,
-    ``late`` has them."""
+    """The records of one answer. If a ``frame`` template is given, each text is sent in a frame with its
+    records. Otherwise ``late`` has all records."""
 
     def __init__(self, frame: FrameTemplate | None) -> None:
         self._frame = frame
@@ -32,7 +32,7 @@ class TokenRecords:
         self._late: list[bytes] = []
 
     def take(self, frames: bytes) -> str:
-        """Keeps the records of frames in the form of ``RECORD_FRAMES``, and returns the frames' text."""
+        """Reads frames in the form of ``RECORD_FRAMES``. Keeps their records and returns their text."""
         texts = []
         for line in frames.splitlines():
             escaped, _, records = line.partition(b"\t")
@@ -43,8 +43,8 @@ class TokenRecords:
         return "".join(texts)
 
     def shown(self, text: Text, places: Sequence[Place]) -> Text | Frames:
-        """Returns the event for a text that stands at ``places`` of the raw answer. Call it in the order of
-        the texts."""
+        """Returns the event for ``text``. ``places`` are the positions of this text in the raw answer. Call
+        this method for the texts in their order."""
         records = b",".join(self._at(places))
         if self._frame is not None:
             escaped = escape_json(text.text)
@@ -55,7 +55,7 @@ class TokenRecords:
 
     @property
     def late(self) -> bytes:
-        """The records that no frame carried, which are sent with the end of the answer."""
+        """The records that no frame contains. They are sent with the end of the answer."""
         return b",".join(self._late)
 
     def _at(self, places: Sequence[Place]) -> Iterator[bytes]:

@@ -1,8 +1,8 @@
 """Converts a stream of raw text to events of text, thinking and tool calls.
 
-The token loop delivers the raw text of the answer. If the request asks for probabilities, the records of the
-tokens come with it. A reader parses the text in a thread of the pool, because llama.cpp's parsers read the
-whole answer again for every piece.
+The token loop delivers the raw text of the answer. If the request asks for log probabilities, the token loop
+also delivers the records of the tokens. A parser of the model family's format reads the text in a thread of
+the pool, because llama.cpp's parsers read the whole answer again for every piece.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def raw_frames(request: GenerateRequest) -> FrameTemplate:
 
 
 class TypedStream(Stream):
-    """The parsed events of ``source``, which yields the ``raw_frames`` of ``request``. ``keeper`` gets the
-    whole answer.
+    """The parsed events of ``source``, whose frames have the template ``raw_frames(request)``. ``keeper``
+    gets the whole answer.
 
     If the request requires a tool call and the answer has none, ``Done.tool_missing`` is set.
     """
