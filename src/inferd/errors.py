@@ -61,7 +61,7 @@ class DecodeError(InvalidRequest):
 
 
 class NotJson(DecodeError):
-    """Bytes that are not JSON in UTF-8. Where the next request begins is then unknown."""
+    """Bytes that are not JSON in UTF-8. The daemon cannot tell where the next request begins."""
 
     closes = True
 
@@ -111,7 +111,8 @@ class FrameTooLarge(InferdError):
 
 
 class AttachmentTooLarge(FrameTooLarge):
-    """Announced attachments exceed ``cap`` bytes. None of the bytes was read."""
+    """The announced size of an attachment, or of a request's attachments together, exceeds ``cap`` bytes. The
+    attachment that exceeds the limit is not read."""
 
     def __init__(self, message: str, cap: int) -> None:
         InferdError.__init__(self, message)
@@ -222,8 +223,8 @@ class BackendError(InferdError):
 
 
 class NoBackend(BackendError):
-    """No configured backend can serve the request now. A backend must be ready, have the capability, and have
-    a breaker that lets the request pass."""
+    """No configured backend can serve the request now. Each backend is not ready, lacks a capability that the
+    request needs, or is blocked by its circuit breaker."""
 
     counts = False
     elsewhere = False
@@ -287,8 +288,7 @@ class ModelTooLarge(BackendError):
 class EngineEnded(Unavailable):
     """The engine process of the request has died or hung. A new one is started.
 
-    The breaker does not count the lost requests, since the supervisor of the engine limits the restarts
-    itself.
+    The circuit breaker does not count the lost requests, since the engine's supervisor limits the restarts.
     """
 
     counts = False
@@ -302,8 +302,8 @@ class BackendInternal(BackendError):
 
 
 class Unsupported(BackendError):
-    """No available backend has the capability that the request needs. The breaker does not count this as a
-    failure."""
+    """No available backend has the capability that the request needs. The circuit breaker does not count this
+    error as a failure of the backend."""
 
     code = "internal"
     retryable = False
@@ -366,7 +366,7 @@ class UsageError(ConfigError):
 
 
 class LockHeld(OperatorError):
-    """Another process already holds the lock: that of the single daemon, or one of the model store."""
+    """Another process holds the lock that only one daemon can hold, or a lock of the model store."""
 
 
 class AddressError(OperatorError):
@@ -388,7 +388,8 @@ class FetchError(StoreError):
 
 
 class HashMismatch(StoreError):
-    """A model file does not have the expected hash. A file in the store has been moved to quarantine."""
+    """A model file does not have the expected hash. If the file is in the store, the store moves it to
+    quarantine."""
 
 
 class ServiceError(OperatorError):
@@ -486,12 +487,11 @@ _MEANING: dict[str, type[InferdError]] = {
 
 
 class RequestFailed(InferdError):
-    """A client received an error frame. ``wire_code`` and ``details`` are those of the frame, and the message
-    is the daemon's.
+    """A client received an error frame. ``wire_code``, ``details`` and the message come from the frame.
 
-    ``exit_code``, ``fault`` and ``retryable`` are those of the class with the same code. An unknown code
-    counts as ``internal``. ``retry_after_secs`` estimates after how many seconds a retry may succeed.
-    ``None`` means unknown.
+    ``exit_code``, ``fault`` and ``retryable`` come from the error class whose ``code`` is ``wire_code``. An
+    unknown code counts as ``internal``. ``retry_after_secs`` estimates after how many seconds a retry may
+    succeed. ``None`` means unknown.
     """
 
     def __init__(self, wire_code: str, message: str, retry_after_secs: float | None = None) -> None:

@@ -1,10 +1,10 @@
-"""The functions of the wire and of the log that must be fast: splitting lines, finding repeated names,
-encoding token frames and vectors, comparing keys, and writing the fields of log records.
+"""The functions of the wire protocols and of the log that must be fast: splitting lines, finding repeated
+names, encoding token frames and vectors, comparing keys, and writing the fields of log records.
 
 There are two implementations with the same names: ``_fastpath`` is compiled, and ``_purepath`` is plain
 Python. The docstrings of ``_purepath`` document both. The environment variable ``INFERD_IMPL`` selects ``c``
-(the default) or ``python``. The variable is read once. If the selected implementation is unavailable, that is
-an error, and the other one is not used.
+(the default) or ``python``. The variable is read once. Importing this module raises ConfigError if the
+selected implementation is unavailable.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from inferd.sampling import NOTHING_GIVEN, SamplingParams
 class Media(Struct, frozen=True, eq=False):
     """An image or a sound in a message.
 
-    ``kind`` is ``image`` or ``audio``. If ``mime`` is set, ``data`` is an encoded file. If not, ``data`` is
-    raw: ``width`` x ``height`` interleaved RGB bytes, or little-endian float32 mono samples at
+    ``kind`` is ``image`` or ``audio``. With ``mime``, ``data`` is an encoded file. Without ``mime``, ``data``
+    is raw: ``width`` x ``height`` interleaved RGB bytes, or little-endian float32 mono samples at
     ``sample_rate`` Hz.
     """
 
@@ -61,9 +61,9 @@ class Message(Struct, frozen=True):
 
 
 class FrameTemplate(Struct, frozen=True):
-    """The bytes before and after the JSON-escaped text of a token frame.
+    """A token frame is ``prefix``, a JSON-escaped text and ``suffix``.
 
-    If the request asks for probabilities, the text is followed by ``opening``, the token records and
+    If the request asks for log probabilities, ``opening`` and the token records stand between the text and
     ``suffix``.
     """
 
@@ -75,12 +75,12 @@ class FrameTemplate(Struct, frozen=True):
 class GenerateRequest(Struct, frozen=True, kw_only=True):
     """A validated request to a backend.
 
-    If ``max_tokens`` is ``None``, the backend sets the limit. ``json_schema`` is JSON text and excludes
-    ``grammar`` (GBNF). With ``schema_lenient``, a keyword that cannot be enforced is dropped if the finished
-    answer can be checked for it. ``frame`` is ``None`` if the client wants no token frames. Requests with the
-    same ``scope`` may reuse each other's computed prefixes, unless ``cache`` is false. ``session`` is the
-    client's name for the conversation. With ``model_defaults``, the publisher's recommendation replaces each
-    setting that ``sampling`` leaves open. Only a backend with its own queue uses ``priority``
+    If ``max_tokens`` is ``None``, the backend sets the limit. ``json_schema`` (JSON text) and ``grammar``
+    (GBNF) exclude each other. With ``schema_lenient``, a keyword that cannot be enforced is dropped if the
+    finished answer can be checked for it. ``frame`` is ``None`` if the client wants no token frames. Requests
+    with the same ``scope`` may reuse each other's computed prefixes, unless ``cache`` is false. ``session``
+    is the client's name for the conversation. With ``model_defaults``, the publisher's recommendation
+    replaces each setting that ``sampling`` leaves open. Only a backend with its own queue uses ``priority``
     (``interactive`` or ``batch``).
 
     With ``typed``, thinking and tool calls are separate events; without it, the model answers in text and
@@ -89,10 +89,10 @@ class GenerateRequest(Struct, frozen=True, kw_only=True):
     the name of an adapter, or empty.
 
     With ``raw``, the text of the only message is the whole prompt, and no template is applied. If ``suffix``
-    is set, the model fills in the text between the two. With ``begun``, the last message is the beginning of
-    the answer. ``logprobs`` asks for the probability of each text token and of that many alternatives.
-    ``raw``, ``begun`` and ``logprobs`` cannot be combined with thinking. Of the three, only ``logprobs`` can
-    be combined with tools.
+    is set, the model fills in the text between the prompt and ``suffix``. With ``begun``, the last message is
+    the beginning of the answer. If ``logprobs`` is set, the answer has the log probability of each text token
+    and of ``logprobs`` alternatives to it. ``raw``, ``begun`` and ``logprobs`` cannot be combined with
+    thinking. ``raw`` and ``begun`` cannot be combined with tools either.
     """
 
     messages: tuple[Message, ...]
@@ -121,8 +121,8 @@ class GenerateRequest(Struct, frozen=True, kw_only=True):
 
 
 class EmbedRequest(Struct, frozen=True, kw_only=True):
-    """Texts to embed; none is empty. ``dimensions`` truncates the vectors. ``task`` selects the prefix of the
-    model family."""
+    """Texts to embed; none is empty. ``dimensions`` truncates the vectors. ``task`` selects the prefix that
+    the model family puts before each text."""
 
     inputs: tuple[str, ...]
     dimensions: int | None = None

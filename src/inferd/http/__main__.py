@@ -1,4 +1,4 @@
-"""Runs the bridge as ``python -m inferd.http``, the command by which the daemon starts it."""
+"""Runs the HTTP bridge as ``python -m inferd.http``, the command with which the daemon starts the bridge."""
 
 import atexit
 import gc

@@ -1,9 +1,9 @@
-"""The ASGI response of one generation. This module converts the events of the daemon into the bytes of one
-API.
+"""Sends the HTTP response to a generation request: converts the daemon's events to the bytes of one API.
 
-Nothing is sent before the first event, so that an error before it can still set the status. If the client
-closes its connection, the reply is closed, which frees the slot in the daemon within one decoding step. A
-stream always ends with the final event of its API, or with an error in the form of that API.
+Nothing is sent before the first event or keep-alive, so that an earlier error can still set the HTTP status.
+If the client closes its connection, the bridge cancels the request in the daemon, which frees its slot within
+one decoding step. A stream always ends with the final event of its API, or with an error in the form of this
+API.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ SILENCE_SECS = 10.0
 """A stream sends a keep-alive after this many seconds without output."""
 
 LOAD_SECS = 1.0
-"""The same while the model is loaded. The keep-alive then shows the step of the load. If the load fails
-before, the error can still set the status of the response."""
+"""The same limit while the model is loading. The keep-alive then shows the step of the load. If the load
+fails before the first keep-alive, the error can still set the status of the response."""
 
 STEPS = {
     "waiting": "waiting for memory",
@@ -47,7 +47,8 @@ _log = log.get("http")
 
 
 class Answer:
-    """Writes a reply as a response in the format of ``dialect``. ``send`` is the ASGI callable."""
+    """Sends the daemon's reply as an HTTP response in the format of ``dialect``. ``send`` is the ASGI
+    callable."""
 
     _reply: Reply
 
@@ -82,7 +83,8 @@ class Answer:
             await reply.aclose()
 
     def show_load(self, phase: str, details: Mapping[str, Any]) -> None:
-        """Shows a step of the model's load to the client, if the answer is streamed."""
+        """Records a step of the model's load, which the keep-alives of a streamed answer show to the
+        client."""
         if phase in QUEUE_STEPS:
             return
         before, share = self._step, details.get("progress")
@@ -171,7 +173,7 @@ class Answer:
         return failures.of(error)
 
     async def _write(self, data: bytes, *, last: bool = False) -> None:
-        """Sends a chunk of a stream. Before the first chunk, it sends the headers and the first event of the
+        """Sends a chunk of a stream. Before the first chunk, sends the headers and the first event of the
         API."""
         self._last_sent = self._loop.time()
         if not self._opened:

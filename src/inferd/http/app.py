@@ -1,8 +1,8 @@
 """The ASGI application: the routing of requests, and the operations that the endpoints share.
 
 An endpoint reads the body with the module of its API, finds the model, and answers through :class:`Answer`.
-An unknown path gets the status 404, and a known path with another method 405. Both errors have the form of
-the path's API.
+An unknown path gets the status 404. A known path with an unknown method gets the status 405. Both errors have
+the form of the path's API.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Handler = Callable[["Call"], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """The settings of the bridge. ``addresses`` are those of the daemon's surfaces."""
+    """The settings of the bridge. ``addresses`` are the daemon's addresses by surface."""
 
     addresses: Mapping[str, str]
     keys: Keys
@@ -113,7 +113,7 @@ class Call:
         await answer.serve(reply, self.receive)
 
     async def count(self, generation: Generation) -> int:
-        """Counts the tokens of a request's prompt, as the model's own chat template renders it."""
+        """Counts the tokens of a request's prompt, which the model's own chat template renders."""
         model = await self.model(generation.model, "v2")
         self.exchange.model = model.name
         generation.max_tokens = 0
@@ -135,12 +135,12 @@ class Bridge:
         self._options = options
 
     def app(self, routes: Mapping[str, Mapping[str, Handler]], scope_of: Callable[[str], str]) -> ASGIApp:
-        """Returns the ASGI application for ``routes``, which has the handlers of each path by method.
+        """Returns the ASGI application for ``routes``, which maps each path to its handlers by method.
         ``scope_of`` returns the scope that a key needs for a path."""
         endpoints = {path: _Endpoint(self, path, methods) for path, methods in routes.items()}
         matched = [Route(path, endpoint) for path, endpoint in endpoints.items()]
         router = Router(matched, redirect_slashes=False, default=_not_found, lifespan=self._lifespan)
-        # The router tries one pattern after the other; most paths are none.
+        # The router tries one pattern after the other, but most paths have no variable part.
         plain = {path: endpoint for path, endpoint in endpoints.items() if "{" not in path}
 
         async def routed(scope: Scope, receive: Receive, send: Send) -> None:

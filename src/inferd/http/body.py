@@ -14,8 +14,8 @@ from starlette.types import Receive, Scope
 from inferd.http.failures import BadField, HttpFailure
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
-# How long a client may take for each PIECE_BYTES, or for the rest. The daemon's own sockets have the same
-# limit.
+# How long a client may take to send each PIECE_BYTES, or the rest of a body. The daemon's own sockets have
+# the same limit.
 PIECE_SECS = 30.0
 PIECE_BYTES = 1024 * 1024
 # A body of this size or more is parsed in a thread, so that it does not block other requests.
@@ -25,16 +25,17 @@ R = TypeVar("R")
 
 
 class ClientGone(Exception):
-    """The client closed the connection before its request was complete."""
+    """The client closed the connection before its request was read or answered."""
 
 
 async def read_bytes(scope: Scope, receive: Receive) -> bytes:
     """Reads the whole body. Raises ClientGone, and HttpFailure if the body is too large or too slow.
 
-    If ``whole`` is in the scope, the body arrived together with the head.
+    If the ASGI scope has ``whole``, the server has already received the whole body with the head of the
+    request.
     """
     if scope.get("whole"):
-        return (await _piece(receive))[0]  # it is here, so it needs no time limit
+        return (await _piece(receive))[0]  # already received, so no time limit is needed
     length = next((value for name, value in scope["headers"] if name == b"content-length"), None)
     if length is not None and int(length) > MAX_BODY_BYTES:
         raise _too_large()
@@ -63,10 +64,9 @@ async def _piece(receive: Receive) -> tuple[bytes, bool]:
 
 
 class _TimeLimit:
-    """Cancels the block after ``PIECE_SECS``, and raises HttpFailure. :meth:`extend` starts the time again.
+    """Cancels the block after ``PIECE_SECS``, and raises HttpFailure. :meth:`extend` restarts the time.
 
-    This class replaces ``asyncio.timeout``, which needs Python 3.11, and ``asyncio.wait_for``, which would
-    run each read in a task of its own.
+    ``asyncio.timeout`` needs Python 3.11, and ``asyncio.wait_for`` would run each read in a separate task.
     """
 
     def __enter__(self) -> _TimeLimit:

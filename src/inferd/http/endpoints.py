@@ -86,7 +86,7 @@ async def _models(call: Call) -> None:
 
 
 async def _one_model(call: Call) -> None:
-    await call.bridge.upstream.refresh_models()  # its state may have changed
+    await call.bridge.upstream.refresh_models()  # the model's state may have changed
     await call.json(_model(call.bridge.models.find(call.scope["path_params"]["name"])))
 
 
@@ -169,7 +169,7 @@ ROUTES: dict[str, Mapping[str, Handler]] = {
 
 _TELLING = ("/status", "/v1/models", "/models", "/api/tags", "/api/ps", "/api/show")
 _OWN_CHECK = ("/api/pull",)
-"""Paths whose endpoint checks the scope, because it depends on the request."""
+"""Paths whose endpoint checks the scope, because the scope depends on the request."""
 
 
 def scope_of(path: str) -> str:

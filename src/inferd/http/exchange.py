@@ -1,4 +1,5 @@
-"""One HTTP request and its response. The gate, the endpoints, the log and the metrics share this object."""
+"""The record of one HTTP request and its response, which the gate, the endpoints, the access log and the
+metrics share."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ _MAX_DEADLINE_MS = 2**31 - 1
 @dataclass(slots=True)
 class Exchange:
     """One HTTP request and its response. ``api`` selects the form of errors. ``path`` is the path that the
-    client sent, and once the request is ``routed``, the pattern of the endpoint."""
+    client sent. Once the request is ``routed``, ``path`` is the pattern of the endpoint."""
 
     method: str
     path: str
@@ -45,7 +46,7 @@ class Exchange:
     ttft_secs: float | None = None
 
     def first_token(self) -> None:
-        """Records the time at which the first event arrived."""
+        """Records the time from the start of the request to its first event."""
         if self.ttft_secs is None:
             self.ttft_secs = time.monotonic() - self.started
 
@@ -64,19 +65,19 @@ def api_of(path: str) -> Api:
 
 
 def headers_of(scope: Scope) -> dict[bytes, bytes]:
-    """Returns the request's headers. Of several headers with the same name, the first one counts."""
+    """Returns the request's headers. If several headers have the same name, returns the first of them."""
     return dict(reversed(scope["headers"]))
 
 
 def header(headers: Mapping[bytes, bytes], name: bytes) -> str:
-    """Returns the text of a header, or an empty string without it."""
+    """Returns the text of a header, or an empty string if the header is absent."""
     value = headers.get(name)
     return "" if value is None else value.decode("latin-1")
 
 
 def asker_of(headers: Mapping[bytes, bytes], caller: str) -> Asker:
-    """Returns the caller, with the priority, deadline and adapter from the request's headers. Raises
-    BadField."""
+    """Combines ``caller`` with the priority, the deadline and the LoRA adapter from the request's headers.
+    Raises BadField."""
     priority, deadline = header(headers, b"x-inferd-priority"), header(headers, b"x-inferd-deadline-ms")
     if priority and priority not in _PRIORITIES:
         raise BadField("X-Inferd-Priority", "X-Inferd-Priority must be interactive or batch")

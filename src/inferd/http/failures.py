@@ -143,8 +143,8 @@ class Failure:
         }
 
     def anthropic(self) -> dict[str, Any]:
-        """Returns the ``error`` object of Anthropic's API. If a prompt is too long, agents parse the numbers
-        in the message."""
+        """Returns the ``error`` object of Anthropic's API. For a prompt that is too long, the message has the
+        service's own form, because agents parse its numbers."""
         message = self.message
         if self.numbers is not None:
             message = f"prompt is too long: {self.numbers[0]} tokens > {self.numbers[1]} maximum"
@@ -195,7 +195,7 @@ def _of_frame(error: RequestFailed) -> Failure:
         return Failure(kind="prompt_too_long", message=str(error), numbers=numbers)
     after = error.retry_after_secs
     retry_after = None if after is None else math.ceil(after)
-    # Frames carry a code that every client knows, and the exact code as the reason.
+    # An error frame has a code that every client knows, and the exact code as its reason.
     exact = str(details.get("reason", error.wire_code))
     kind = _KIND_OF_CODE.get(exact, "internal")
     code = exact if kind == "useless_answer" else None
@@ -203,8 +203,8 @@ def _of_frame(error: RequestFailed) -> Failure:
 
 
 def cancelled(*, had_deadline: bool) -> Failure:
-    """Returns the failure for an answer that the daemon ended early, at the deadline or because the daemon is
-    stopping."""
+    """Returns the failure for an answer that the daemon ended early, because its deadline passed or the
+    daemon is stopping."""
     if had_deadline:
         return Failure(kind="deadline_exceeded", message="the deadline passed while the request ran")
     return Failure(kind="unavailable", message="the daemon is stopping; the answer is not complete")

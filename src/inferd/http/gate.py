@@ -1,9 +1,10 @@
 """Access control for every request, before its endpoint runs.
 
 The gate checks, in this order, the name in ``Host`` (against DNS rebinding), the ``Origin`` of a web page,
-and the key with its scope and limits. If no keys are configured, it checks the user of the loopback peer
-instead of a key. The gate also adds a request id to each response, writes the access log (never a body, a
-query or a key), and updates the metrics.
+and the key with its scope and limits. If no keys are configured, the gate accepts only loopback connections
+of the bridge's own user or root. The paths in ``OPEN_PATHS`` need neither a key nor this user. The gate also
+adds a request id to each response, writes the access log (never a body, a query or a key), and updates the
+metrics.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from inferd.http.metrics import Metrics, family_of
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 OPEN_PATHS = frozenset({"/", "/health", "/api/hello", "/api/version"})
-"""Paths that reveal nothing about models or clients. They need no key, and neither do the files of
-the page."""
+"""Paths that reveal nothing about models or clients. They need no key, and neither do the files of the web
+page."""
 
 QUIET_PATHS = frozenset({"/status"})
-"""The page polls these paths every second. Such requests are logged only at debug level."""
+"""The web page polls these paths every second. Such requests are logged only at debug level."""
 
 _ALLOWED_HEADERS = (
     b"authorization, content-type, x-api-key, x-inferd-priority, x-inferd-deadline-ms, x-inferd-lora"
@@ -94,7 +95,8 @@ class Gate:
                 raise  # the response has begun, so only closing the connection can signal the error
             await send_failure(answered, failures.of(error), exchange)
         finally:
-            # After the last bytes of the response, which are written at the end of this turn of the loop.
+            # After the last bytes of the response, which are written at the end of this iteration of the
+            # event loop.
             asyncio.get_running_loop().call_soon(self._finish, exchange)
 
     # Host and origin.
@@ -218,8 +220,8 @@ def _secret_of(headers: Mapping[bytes, bytes]) -> str:
 
 
 def _local_caller(scope: Scope, *, needs_owner: bool) -> str:
-    """Returns the user of a loopback peer. With ``needs_owner``, raises HttpFailure unless that user is the
-    bridge's own user or root."""
+    """Returns the user at the other end of a loopback connection as ``uid:N``, or an empty text if the user
+    is unknown. With ``needs_owner``, raises HttpFailure unless this user is the bridge's own user or root."""
     peer: local_user.Peer = scope["peer"]
     uid = peer.uid(scope["client"], scope["server"]) if scope["client"] else None
     if needs_owner and uid not in _OWNERS:

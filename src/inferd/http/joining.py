@@ -1,7 +1,7 @@
 """A transport that joins the writes of one iteration of the event loop.
 
-The head of a response and its first event are written one directly after the other, and so are the last token
-and the end of a stream. Joined, they cost only one system call, and wake the client only once.
+The head of a response and its first event are written directly one after the other, and so are the last token
+and the end of a stream. Joining two writes saves a system call, and wakes the client only once.
 """
 
 from __future__ import annotations

@@ -36,8 +36,8 @@ _log = log.get("http")
 
 
 class Allowance:
-    """A budget that refills within a minute. A request may overdraw the budget, and the next one then waits
-    for the refill."""
+    """A budget that refills within a minute. A request may overdraw the budget. Further requests are refused
+    until the refill makes up for the overdraft."""
 
     def __init__(self, limit: int, clock: Callable[[], float]) -> None:
         self.limit = limit
@@ -71,8 +71,8 @@ class Key:
     _allowances: dict[str, Allowance] = field(default_factory=dict)
 
     def admit(self) -> int:
-        """Admits one request and returns 0. If a limit is reached, returns the seconds until a retry
-        instead."""
+        """Admits one request and returns 0. If a limit is reached, does not admit the request, and returns
+        the seconds until a retry may succeed."""
         waits = [self._of("requests", self.requests), self._of("tokens", self.tokens)]
         wait = max((allowance.wait_secs() for allowance in waits if allowance is not None), default=0.0)
         if wait > 0:
@@ -94,8 +94,8 @@ class Key:
         return self._allowances[name]
 
     def adopt(self, other: Key) -> None:
-        """Takes over the budgets of ``other``, the same key before the file changed, if the limits are the
-        same."""
+        """Takes over the budgets of ``other``, the object for the same key before the file changed, if both
+        have the same limits."""
         if (self.requests, self.tokens) == (other.requests, other.tokens):
             self._allowances = other._allowances
 
@@ -138,7 +138,8 @@ def _parse_line(words: list[str], where: str) -> Key:
 
 
 class Keys:
-    """The active keys: those of the file ``path``, or without a file the one key ``single``, or none."""
+    """The active keys. These are the keys in the file ``path``, or without a file the key ``single``. Without
+    both, no key is active."""
 
     def __init__(self, path: Path | None, single: str | None = None) -> None:
         self._path = path
@@ -168,7 +169,7 @@ class Keys:
         return found
 
     def _refresh(self) -> None:
-        """Reads the file again if the file has changed. An invalid file leaves the keys unchanged."""
+        """Reads the key file again if it has changed. If the file is invalid, the keys stay unchanged."""
         now = time.monotonic()
         if self._path is None or now - self._checked < CHECK_SECS:
             return

@@ -1,7 +1,6 @@
 """Assembles an answer from the event stream of Anthropic's Messages API.
 
-A tool call becomes one event. The API asks clients to ignore unknown kinds of events and blocks; this module
-does.
+A tool call becomes one event. Unknown kinds of events and blocks are ignored, as the API asks clients to do.
 """
 
 from __future__ import annotations
@@ -107,7 +106,7 @@ class Answer:
             yield self._end()
 
     def _count(self, usage: _Usage | None) -> None:
-        """Notes token counts. The counts of a later event replace earlier ones."""
+        """Records token counts. The counts of a later event replace the earlier counts."""
         if usage is not None:
             for name in usage.__struct_fields__:
                 if (value := getattr(usage, name)) is not None:

@@ -24,11 +24,12 @@ Json = dict[str, Any]
 
 
 def request_body(request: GenerateRequest) -> bytes:
-    """Returns the JSON body of a request. Call it in a thread if the request has large pictures: encoding
-    them is slow.
+    """Returns the JSON body of a request. Encoding large images is slow, so call this function in a thread
+    for them.
 
-    Raises InvalidRequest for an option that the API does not have and for a conversation without text, and
-    AttachmentUnsupported for a sound.
+    Raises InvalidRequest for a GBNF grammar, a conversation without content, an attachment in a system
+    message, and a ``max_tokens`` that leaves no room for thinking. Raises AttachmentUnsupported for an audio
+    attachment.
     """
     if request.grammar:
         raise InvalidRequest(
@@ -66,10 +67,11 @@ def _max_tokens(request: GenerateRequest, *, thinks: bool) -> int:
 
 
 def _thinking(request: GenerateRequest) -> Json | None:
-    """Returns the field ``thinking``, which reserves half of the tokens for thoughts.
+    """Returns the field ``thinking``, which reserves half of the tokens for thoughts, but at least
+    ``MIN_THINKING_TOKENS``. Returns ``None`` if the model does not think.
 
-    After a tool result the model continues without thinking: the API would require the signed thoughts before
-    the call, and the conversation here does not keep them.
+    After a tool result, the model continues without thinking. With thinking, the API would require the
+    thoughts before the call with their signatures, which the request does not have.
     """
     if not request.thinking or request.messages[-1].role == "tool":
         return None
@@ -85,8 +87,8 @@ def _thinking(request: GenerateRequest) -> Json | None:
 def _tools(request: GenerateRequest) -> Json:
     """Returns the fields of the request that concern tools.
 
-    With the choice ``none``, the tools are listed only if the conversation contains calls, because the API
-    accepts calls of listed tools only.
+    With the tool choice ``none``, the tools are listed only if the conversation contains tool calls, because
+    the API refuses calls of unlisted tools.
     """
     called = any(message.tool_calls for message in request.messages)
     if not request.tools or (request.tool_choice == "none" and not called):
@@ -121,8 +123,8 @@ class _Turn:
 def _conversation(messages: Sequence[Message]) -> tuple[str, list[Json]]:
     """Returns the system prompt, and the turns, which alternate between user and assistant.
 
-    Empty texts are omitted, because the API refuses them. Tool results come first in their turn, because they
-    must directly follow their calls.
+    Empty texts are omitted, because the API refuses them. Tool results come first in their turn, because each
+    result must directly follow its call.
     """
     system: list[str] = []
     turns: list[_Turn] = []

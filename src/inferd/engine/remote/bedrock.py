@@ -37,8 +37,8 @@ Signer = Callable[[str, bytes], Mapping[str, str]]
 
 
 class Bedrock(Backend):
-    """One model on Bedrock. Raises ConfigError if botocore is not installed or the entry has no
-    credentials."""
+    """One model on Bedrock. Raises ConfigError if botocore is not installed, or if the config entry has an
+    invalid region or no usable credentials."""
 
     kind = "bedrock-invoke"
 
@@ -109,7 +109,8 @@ class Bedrock(Backend):
 
 
 def url_of(entry: BedrockEntry) -> str:
-    """Returns the URL that invokes the entry's model. Raises ConfigError for an invalid region name."""
+    """Returns the URL that invokes the model of the config entry. Raises ConfigError for an invalid region
+    name."""
     if not _REGION.fullmatch(entry.region):
         raise ConfigError(
             f"backend {entry.name!r}: {entry.region!r} is no AWS region; give one like us-east-1"
@@ -123,7 +124,8 @@ def url_of(entry: BedrockEntry) -> str:
 
 
 def signer_of(entry: BedrockEntry) -> Signer:
-    """Returns the signer for the entry's requests. Raises ConfigError without usable credentials."""
+    """Returns the signer for the requests of the config entry. Raises ConfigError if the entry has no usable
+    credentials."""
     if entry.bearer_token is not None:
         headers = {**_HEADERS, "authorization": f"Bearer {_sendable(entry, entry.bearer_token.reveal())}"}
         return lambda url, body: headers
@@ -179,7 +181,7 @@ class Decoder:
         self._damage = (ParserError, LookupError, ValueError, struct.error)
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Yields the model's events that ``data`` completes.
+        """Yields the JSON of each of the model's events that ``data`` completes.
 
         Raises BackendInternal for damaged data, and the error of
         :func:`~inferd.engine.remote.anthropic_answer.fault` for an exception in the stream.
@@ -207,8 +209,8 @@ def _damaged() -> BackendInternal:
 
 
 def _failure(headers: Mapping[str, Any], payload: bytes) -> InferdError:
-    """Returns the error for an ``exception`` message, which has a type, or an ``error`` message, which has a
-    code."""
+    """Returns the error for an AWS message of the kind ``exception`` or ``error``. The name of an exception
+    is its type, and the name of an error is its code."""
     name = str(headers.get(":exception-type") or headers.get(":error-code"))
     try:
         text = msgspec.json.decode(payload, type=_Exception).message

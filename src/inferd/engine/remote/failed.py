@@ -1,5 +1,5 @@
-"""Converts the error frame of an upstream inferd to the same error here, so that the client gets the same
-code."""
+"""Converts an error frame of an upstream inferd daemon to an error of this daemon, so that the client gets
+the same code."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ _AS_THERE: dict[str, type[InferdError]] = {
 
 def error_of(backend: str, failed: RequestFailed) -> InferdError:
     """Returns the error for an error frame from the daemon of ``backend``. An unknown code becomes
-    BackendInternal. A missing model becomes Unavailable, because the config entry named the model and the
-    client did not."""
+    BackendInternal. The code ``model_not_found`` becomes Unavailable, because the config entry named the
+    model and the client did not."""
     error: InferdError
     if failed.wire_code == "queue_full":
         error = UpstreamFull(str(failed), failed.retry_after_secs)

@@ -1,10 +1,10 @@
 """HTTP client code shared by the remote backends.
 
-An :class:`Upstream` is one server. Its methods convert every failure to an error of :mod:`inferd.errors`. If
-a response is abandoned, its connection is closed at once.
+An :class:`Upstream` is one server. The methods of ``Upstream`` convert every failure to an error of
+:mod:`inferd.errors`. If the caller stops reading a response early, its connection is closed at once.
 
-The server's explanation of an error status reaches the client, but not the log, because the explanation may
-quote the prompt.
+If the server explains an error status, the client gets the explanation. The log does not, because the
+explanation may quote the prompt.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ _ENDING_SECS = 0.1
 class _PooledClient:
     """An HTTP client with at most one connection.
 
-    httpx's pool can lose the connection of a cancelled request, and cleans up other connections only when it
-    is used. So each connection gets a pool of its own and is closed with that pool.
+    httpx's connection pool can lose the connection of a cancelled request, and closes expired connections
+    only on its next use. So each connection gets its own pool and is closed with this pool.
     """
 
     def __init__(self, client: httpx.AsyncClient) -> None:
@@ -71,7 +71,7 @@ class _PooledClient:
 
     async def close(self) -> None:
         await self.client.aclose()
-        if self._opened is not None:  # a cancelled handshake is in no pool
+        if self._opened is not None:  # no pool has a connection whose handshake was cancelled
             await self._opened.aclose()
 
 
@@ -80,7 +80,8 @@ class Upstream:
 
     Connecting may take ``CONNECT_SECS``. Once connected, the server may be silent for ``timeout_secs`` before
     the first byte and between two reads; the whole response may take longer. Redirects are not followed,
-    because the API key may not be meant for the other host. Raises ConfigError for an invalid ``base_url``.
+    because the API key may not be meant for the host of the new address. Raises ConfigError for an invalid
+    ``base_url``.
     """
 
     def __init__(self, base_url: str, timeout_secs: float) -> None:
@@ -112,7 +113,8 @@ class Upstream:
 
     @contextmanager
     def _checkout(self) -> Iterator[_PooledClient]:
-        """Lends a client for one request. If the request succeeds, the client is kept for the next one."""
+        """Lends a client for one request. If the request succeeds, keeps the client and its connection for
+        the next request."""
         if self._idle:
             line, expiry = self._idle.popitem()
             expiry.cancel()
@@ -135,18 +137,18 @@ class Upstream:
         self._drop(line)
 
     def _drop(self, line: _PooledClient) -> None:
-        """Closes the client in a separate task, so that a second cancel of the request does not interrupt
-        it."""
+        """Closes the client in a separate task, so that a second cancellation of the request does not
+        interrupt the closing."""
         dropping = asyncio.ensure_future(line.close())
         self._dropping.add(dropping)
         dropping.add_done_callback(self._dropping.discard)
 
     @asynccontextmanager
     async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> AsyncIterator[httpx.Response]:
-        """Sends a request and gives its response. Read the body with ``aiter_raw``.
+        """Sends a request and yields the response. Read the body with ``aiter_raw``.
 
-        Raises InvalidRequest if the server refuses this request, Unsupported if it does not implement such
-        requests, else Unavailable. Unavailable may also come while the body is read.
+        Raises InvalidRequest if the server refuses this request, Unsupported if the server does not implement
+        this kind of request, and Unavailable for any other failure. Reading the body raises Unavailable, too.
         """
         async with self._ask("POST", url, body, headers) as response:
             if response.status_code != 200:
@@ -176,7 +178,8 @@ class Upstream:
                 except _CLOSED:
                     if not line.reused:
                         raise
-                    # The server closed the idle connection as the request came. The client makes a new one.
+                    # The server closed the idle connection as the request came. Sending again opens a new
+                    # connection.
                     response = await line.client.send(request, stream=True)
                 try:
                     yield response
@@ -230,8 +233,8 @@ class Upstream:
 
 @contextmanager
 def without_keys(headers: Mapping[str, str]) -> Iterator[None]:
-    """Removes the keys in the ``headers`` of a request from the message of an InferdError that the block
-    raises. The message may quote a server, and the server may repeat the key."""
+    """If the block raises an InferdError, removes the keys in ``headers``, the headers of a request, from the
+    error's message. The message may quote the server's response, which may repeat a key."""
     try:
         yield
     except InferdError as error:
@@ -243,14 +246,15 @@ def without_keys(headers: Mapping[str, str]) -> Iterator[None]:
 
 
 async def let_end(chunks: AsyncIterator[bytes]) -> None:
-    """Reads the response to its end, if the end comes soon, so that the connection can be reused."""
+    """Reads the rest of the response, so that the connection can be reused. Gives up after
+    ``_ENDING_SECS``."""
     with anyio.move_on_after(_ENDING_SECS):
         async for _ in chunks:
             pass
 
 
 def _reason(error: BaseException) -> str:
-    """Returns the message of the system or of the TLS library that explains a failed connect."""
+    """Returns the reason for a failed connect, as the system or the TLS library reports it."""
     while root := error.__cause__ or error.__context__:
         error = root
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -265,8 +269,9 @@ def _reason(error: BaseException) -> str:
 def refusal(host: str, status: int, headers: Mapping[str, str], body: bytes) -> InferdError:
     """Returns the error for a response with an error status. The names in ``headers`` are in lower case.
 
-    The error contains the server's explanation for the client. If the server does not blame the request, text
-    that looks like a key is removed. The log does not get the explanation, because it may quote the request.
+    The error's message contains the server's explanation. If the request is not at fault, text that looks
+    like a key is removed from the explanation. The log does not get the explanation, which may quote the
+    request.
     """
     name, text = _explanation(body)
     name = name or _name_in(headers.get("x-amzn-errortype", ""))
@@ -294,7 +299,7 @@ def refusal(host: str, status: int, headers: Mapping[str, str], body: bytes) -> 
 
 
 def _explanation(body: bytes) -> tuple[str, str]:
-    """Calls :func:`fault_of` with the error in the body of a response."""
+    """Returns the result of :func:`fault_of` for the error in the body of a response."""
     try:
         answer = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -306,7 +311,7 @@ def fault_of(error: Any) -> tuple[str, str]:
     """Returns the name of a fault, such as ``rate_limit_exceeded``, and its description. Each is empty if
     missing.
 
-    ``error`` is a text, or an object in one of the usual forms.
+    ``error`` is a text, or an object with ``code`` or ``type``, and ``message`` or ``detail``.
     """
     if isinstance(error, str):
         return "", _shortened(error)
@@ -319,8 +324,8 @@ def fault_of(error: Any) -> tuple[str, str]:
 
 
 def _name_in(error_type: str) -> str:
-    """Returns the name of the fault from AWS's header. In the header, a colon and a URL may follow the
-    name."""
+    """Returns the name of the fault from AWS's header ``x-amzn-errortype``, in which a colon and a URL may
+    follow the name."""
     name = error_type.partition(":")[0]
     return name if _FAULT_NAME.fullmatch(name) else ""
 
@@ -331,8 +336,8 @@ def _shortened(text: str) -> str:
 
 
 def _retry_after_secs(value: str) -> int | None:
-    """Returns the seconds to wait by a ``Retry-After`` value, a number or a date; ``None`` if it is
-    neither."""
+    """Returns how many seconds to wait according to a ``Retry-After`` value, which is a number or a date.
+    Returns ``None`` for any other value."""
     if value.isascii() and value.isdigit():
         return int(value[:9])
     try:

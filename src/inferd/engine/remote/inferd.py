@@ -2,7 +2,8 @@
 
 Conversations go to the upstream's v2 socket, as lines followed by the attachments' bytes. Texts to embed or
 rank go to the upstream's embed and rerank sockets. Error codes and token counts, cached tokens included, are
-passed on. If a request is abandoned, closing the connection cancels it upstream.
+passed on. If a request is cancelled, its connection to the upstream is closed, which cancels the request
+there, too.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ from inferd.errors import (
 from inferd.sampling import NAMES
 
 CONNECT_SECS = 10.0
-# The limit for a v1 request without one, because v1 promises an end.
+# The token limit for a v1 request that sets none, because v1 promises that an answer ends.
 _TEXT_MAX_TOKENS = 1000
 # A larger request is encoded in a thread, so that it does not block the event loop.
 _ASIDE_CHARS = 256 * 1024
@@ -62,14 +63,14 @@ _STOP_REASONS: dict[str, StopReason] = {
     "tool_use": "tool_use",
     "cancelled": "cancelled",
 }
-# The steps of a wait there which a client here is told.
+# The steps of a wait in the upstream daemon that the client is told.
 _STEPS = {*QUEUE_STEPS, "waiting", "checking_local", "verify", "mmap", "kv_cache", "loaded"}
 _TIMES = ("prefill_ms", "decode_ms", "ttft_ms", "tokens_per_second")
 
 
 class Inferd(Backend):
-    """The daemon of ``entry``. The features of its model are not known in advance, so images, sounds, tools
-    and thinking are all offered."""
+    """The daemon of ``entry``. The features of the daemon's model are not known in advance, so images, audio,
+    tools and thinking are all offered."""
 
     kind = "inferd"
 
@@ -110,8 +111,8 @@ class Inferd(Backend):
         self._open = True
 
     async def look(self) -> int | None:
-        """Checks the daemon's health by connecting to it. Returns ``None``, because connecting does not tell
-        the daemon's load."""
+        """Checks the daemon's health by connecting to each of its sockets. Returns ``None``, because a
+        connection does not show the daemon's load."""
         for channel in self._channels.values():
             with self._translated():
                 await channel.connect(CONNECT_SECS)
@@ -207,7 +208,7 @@ class Inferd(Backend):
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        """Converts the errors of the daemon and of the connection to a backend's errors."""
+        """Converts the errors of the upstream daemon and of the connection to errors of a backend."""
         try:
             yield
         except RequestFailed as failed:
@@ -281,8 +282,8 @@ def _event(event: blocks.Event | blocks.MessageDone) -> Event:
 
 
 def _size(request: GenerateRequest) -> int:
-    """Returns the approximate number of characters to encode. Attachments do not count, because they are not
-    encoded."""
+    """Returns the approximate number of characters to encode. Attachments do not count, because they are sent
+    as raw bytes."""
     contents = (message.content for message in request.messages)
     parts = ((content,) if isinstance(content, str) else content for content in contents)
     return sum(len(part) for texts in parts for part in texts if isinstance(part, str))

@@ -21,16 +21,17 @@ _REQUESTS = re.compile(
 
 
 def _does_not_serve(status: int) -> bool:
-    """Returns whether the status means that the server does not serve. A redirect, an unknown path, refused
-    access and a rate limit do not mean that."""
+    """Returns whether the status means that the server cannot serve any request: 500 and above, except 501
+    for an unknown kind of request."""
     return status >= 500 and status != 501
 
 
 async def look(upstream: Upstream, base_url: str, headers: Mapping[str, str]) -> int | None:
-    """Returns the number of requests that the server computes or queues, or ``None`` if it does not report
-    that.
+    """Returns the number of requests that the server is computing or has queued, or ``None`` if the server
+    does not report the number.
 
-    Raises Unavailable if the server cannot be reached or reports that it does not serve.
+    Raises Unavailable if the server cannot be reached or reports that it cannot serve, and BackendInternal if
+    a response is too long.
     """
     for path in ("/health", "/v1/models"):
         status, _ = await upstream.get(base_url + path, headers, at_most=_MAX_BYTES)

@@ -1,7 +1,7 @@
 """A backend that uses a server with OpenAI's API for chat completions, embeddings and reranking.
 
 Options that a request leaves open are not sent, so the server's defaults apply. The backend accepts the known
-deviations of such servers from the API. Any other malformed response counts as a failure of the server.
+deviations of compatible servers from the API. Any other malformed response counts as a failure of the server.
 """
 
 from __future__ import annotations
@@ -81,9 +81,9 @@ class _Scores(msgspec.Struct):
 class OpenAICompat(Backend):
     """One model of the server of ``entry``.
 
-    ``embed`` and ``rerank`` apply if the entry leaves them open. If the entry declares that its model embeds
-    or ranks, the backend does not generate text. Otherwise images, tools and thinking are all offered,
-    because the model's features are not known in advance.
+    ``embed`` and ``rerank`` are the defaults for the entry's options of the same names. If the entry declares
+    that its model embeds or ranks, the backend does not generate text. Otherwise images, tools and thinking
+    are all offered, because the model's features are not known in advance.
     """
 
     kind = "openai-compat"

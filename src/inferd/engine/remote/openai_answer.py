@@ -93,9 +93,11 @@ class Answer:
         return self._finish is not None
 
     def feed(self, data: str) -> Iterator[Event]:
-        """Yields the events of one chunk. ``END`` also ends an answer that has no finish reason.
+        """Yields the events of one chunk. ``END`` ends the answer even if the server has sent no finish
+        reason.
 
-        Raises the error reported in the chunk, or one of UNREADABLE if the chunk is malformed.
+        Raises the error that the chunk reports, or one of the exceptions in ``UNREADABLE`` if the chunk is
+        malformed.
         """
         if data == END:
             self._finish = self._finish or "stop"

@@ -16,14 +16,14 @@ from inferd.engine.remote.pictures import as_base64
 from inferd.engine.requests import GenerateRequest, Media, Message, Tool
 from inferd.sampling import SamplingParams
 
-# The limit for a v1 request without one, because v1 promises an end.
+# The token limit for a v1 request that sets none, because v1 promises that an answer ends.
 _TEXT_MAX_TOKENS = 1000
 
 _NEUTRAL = {"min_p": 0.0, "repeat_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 
 
 def chat(model: str, request: GenerateRequest, *, top_k: bool = False) -> bytes:
-    """Returns the body of the request. ``top_k`` means that the server supports the option of that name."""
+    """Returns the body of the request. ``top_k`` says whether the server supports the option ``top_k``."""
     body: dict[str, Any] = {
         "model": model,
         "messages": [_message(message) for message in request.messages],
@@ -52,8 +52,8 @@ def chat(model: str, request: GenerateRequest, *, top_k: bool = False) -> bytes:
 
 
 def _sampling(sampling: SamplingParams) -> dict[str, float | None]:
-    """Returns the given settings. A setting with a neutral value becomes ``None``, because the server need
-    not support it."""
+    """Returns the request's sampling settings. A neutral value becomes ``None`` and is not sent, because the
+    server may not support the setting."""
     given = asdict(sampling)
     return {name: None if value == _NEUTRAL.get(name) else value for name, value in given.items()}
 

@@ -1,6 +1,7 @@
-"""Encodes images as files, for servers that take no raw pixels.
+"""Encodes images as files, for servers that do not accept raw pixels.
 
-An image that already is a file is passed on unchanged. The server decides whether it can read the file.
+An image that is already an encoded file is passed on unchanged. The server decides whether it can read the
+file.
 """
 
 from __future__ import annotations

@@ -46,8 +46,8 @@ class Decoder:
         return found
 
     def _take(self, line: str) -> str | None:
-        """Returns the data of the event that ``line`` ends, or ``None``: the line ends no event, or the event
-        has no data.
+        """Reads one line. Returns the data of the event that the line ends. Returns ``None`` if the line ends
+        no event, or if the event has no data.
         """
         if line:
             field, _, value = line.partition(":")

@@ -1,6 +1,6 @@
 """The answer of a remote backend as a stream of events.
 
-A separate task reads the answer, so that ``cancel`` and ``close`` need not wait for it.
+A separate task reads the answer, so that ``cancel`` and ``close`` return at once.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class RemoteStream(Stream):
             return self._measured(event)
         self._pieces += 1
         self._last = time.monotonic()
-        # A call arrives whole: a first call says nothing about the speed of its tokens.
+        # A tool call arrives whole. If it comes first, its time says nothing about the speed of the tokens.
         if self._first is None and not isinstance(event, ToolUse):
             self._first = self._last
         return event

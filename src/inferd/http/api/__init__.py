@@ -1,2 +1,2 @@
-"""The APIs. Each module converts the body of a request to a request to the daemon, and the events of the
-answer to bytes."""
+"""The APIs. The modules convert the body of an HTTP request to a request to the daemon, and the events of the
+daemon's answer to bytes."""

@@ -102,7 +102,7 @@ def _assistant(turns: Turns, message: Fields) -> None:
 
 
 def joined_text(message: Fields) -> str:
-    """Returns the content of a message as one text. Raises BadField if the message has other content than
+    """Returns the content of a message as one text. Raises BadField if the message contains anything but
     text."""
     blocks = parts(message)
     if any(not isinstance(block, dict) for block in blocks):
@@ -169,7 +169,7 @@ def _function(fields: Fields) -> Fields:
 def add_format(options: dict[str, Any], fields: Fields | None) -> None:
     """Adds the ``response_format`` of v2, unless the format is plain text.
 
-    With ``strict: false``, a schema may have keywords that can be checked only at the end of the answer.
+    With ``strict: false``, the schema may have keywords that only the finished answer can be checked for.
     """
     kind = None if fields is None else fields.required_text("type")
     if fields is None or kind == "text":

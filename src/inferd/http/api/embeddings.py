@@ -59,7 +59,7 @@ def answer(body: EmbedBody, made: Embeddings) -> dict[str, Any]:
 
 
 def as_base64(vector: Sequence[float]) -> str:
-    """Encodes a vector of little-endian float32 numbers as base64."""
+    """Encodes a vector as the base64 of little-endian float32 numbers."""
     floats = array("f", vector)
     if byteorder == "big":
         floats.byteswap()
@@ -68,7 +68,7 @@ def as_base64(vector: Sequence[float]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RerankBody:
-    """The documents to rank. With ``with_documents``, the answer has their texts, too."""
+    """The documents to rank. With ``with_documents``, the answer also has the texts of the documents."""
 
     model: str
     query: str

@@ -1,6 +1,7 @@
-"""Reads the fields of a JSON body. A wrong type is an error that names the field. ``null`` means absent.
+"""Reads the fields of a JSON body. ``null`` means absent. Unknown fields are ignored.
 
-Unknown fields are ignored. An error names the field by its path in the body, such as ``messages[1].content``.
+If a value has the wrong type, the error names the field by its path in the body, such as
+``messages[1].content``.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Fields:
         return self.bad(name, sentence, "unsupported_value")
 
     def raw(self, name: str) -> Any:
-        """Returns the value, which may have any type, or ``None`` if absent."""
+        """Returns the value without a check of its type, or ``None`` if the field is absent."""
         return self._values.get(name)
 
     def __contains__(self, name: str) -> bool:
@@ -76,7 +77,7 @@ class Fields:
         return None if value is None else int(value)
 
     def count(self, name: str) -> int | None:
-        """Returns an integer of at least 0. A larger value than 2^31 - 1 is reduced to that."""
+        """Returns an integer of at least 0. Returns 2^31 - 1 for any larger value."""
         if name not in self._values:
             return None
         value = self.integer(name)

@@ -1,4 +1,5 @@
-"""Decodes the base64 pictures and sounds in a body to attachments of v2. Nothing is fetched from a URL."""
+"""Decodes the base64 images and audio in a body to attachments of the v2 protocol. Nothing is fetched from a
+URL."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ _DATA_URI = re.compile(r"data:([\w/+.-]*)(?:;[\w=.-]+)*;base64,", re.IGNORECASE)
 
 
 def image_of_url(url: str, where: str) -> Attachment:
-    """Decodes the picture in a ``data:`` URI."""
+    """Decodes the image in a ``data:`` URI."""
     head = _DATA_URI.match(url)
     if head is None:
         raise BadField(
@@ -33,8 +34,8 @@ def image_of_url(url: str, where: str) -> Attachment:
 
 
 def image(text: str, where: str) -> Attachment:
-    """Decodes a picture from base64. The first bytes of the picture determine its type, not the type that the
-    client declares."""
+    """Decodes an image from base64. Its first bytes determine the type. The type that the client declares is
+    ignored."""
     data = _decode(text, where)
     for magic, mime in _MAGIC:
         if magic.match(data):
@@ -43,7 +44,7 @@ def image(text: str, where: str) -> Attachment:
 
 
 def audio(text: str, form: str, where: str) -> Attachment:
-    """Decodes a sound from base64. ``form`` is ``wav``, ``mp3`` or ``flac``."""
+    """Decodes audio from base64. ``form`` is ``wav``, ``mp3`` or ``flac``."""
     if form not in _AUDIO_TYPES:
         raise BadField(where, f"{where} must be in the format wav, mp3 or flac", "unsupported_value")
     return Attachment("audio", _decode(text, where), mime=_AUDIO_TYPES[form])

@@ -1,7 +1,6 @@
 """Parses the body of Anthropic's messages API, for every version of the API.
 
-Unknown fields and betas are ignored. ``temperature``, ``top_p`` and ``top_k`` have an effect in every
-version.
+Unknown fields and betas are ignored. ``temperature``, ``top_p`` and ``top_k`` are applied for every version.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _DROPPED = frozenset(
         "container_upload",
     }
 )
-"""Blocks of the hosted API's own tools, which have no meaning for other models."""
+"""The types of the blocks of the hosted API's own tools, which mean nothing to other models."""
 
 
 def read(body: Any) -> MessageAnswer:
@@ -37,8 +36,8 @@ def read(body: Any) -> MessageAnswer:
 
 
 def read_for_count(body: Any) -> Generation:
-    """Parses a request for a token count. The body is that of a message request, but ``max_tokens`` may be
-    missing."""
+    """Parses a request for a token count. The body has the same fields as a message request, but
+    ``max_tokens`` may be missing."""
     generation = _read(Fields(body)).generation
     generation.max_tokens, generation.stream = 0, False
     return generation
@@ -69,7 +68,7 @@ def _read(fields: Fields) -> MessageAnswer:
 
 
 def _prefill(fields: Fields, generation: Generation) -> None:
-    """Makes the last message, which is one of the assistant, the beginning of the answer."""
+    """Makes the last message, which is from the assistant, the beginning of the answer. Raises BadField."""
     begun = generation.turns[-1]["content"]
     if any(isinstance(block, Attachment) or block["type"] != "text" for block in begun):
         raise fields.unsupported("messages", "may end with the assistant only if that message is text")
@@ -97,8 +96,7 @@ def _thinking(fields: Fields) -> bool | None:
 
 
 def _format(fields: Fields) -> dict[str, Any] | None:
-    """Returns the format of the answer, from ``output_config``, or, as before 2026, from
-    ``output_format``."""
+    """Returns the format of the answer from ``output_config``, or from its older form ``output_format``."""
     config = fields.object("output_config")
     form = (config.object("format") if config is not None else None) or fields.object("output_format")
     if form is None:
@@ -178,7 +176,8 @@ def _assistant(turns: Turns, message: Fields) -> None:
 
 
 def _content(turns: Turns, block: Fields) -> list[Block]:
-    """Returns the text or picture of a block. Returns an empty list for a block that this server ignores."""
+    """Returns the texts or the image of a block. Returns an empty list for a block that this server
+    ignores."""
     kind = block.required_text("type")
     if kind == "text":
         return [text_block(block.required_text("text"))]

@@ -20,7 +20,7 @@ _LEVELS = ("low", "medium", "high", "max")
 
 
 def model_of(fields: Fields) -> str:
-    """Returns the model's name. Some clients send it as ``name`` instead of ``model``."""
+    """Returns the model's name, from the field ``model`` or, as some clients send it, ``name``."""
     name = fields.text("model") or fields.text("name")
     if not name:
         raise fields.bad("model", "is required and must be a string")
@@ -78,8 +78,8 @@ _MOST_SECS = 1e9
 
 
 def keep_alive_of(fields: Fields) -> float | None:
-    """Returns for how many seconds the model stays loaded, or -1 for ever. The field is a number or a
-    duration such as ``1h30m``."""
+    """Returns for how many seconds the model stays loaded, or -1 for ever. The field ``keep_alive`` is a
+    number of seconds or a duration such as ``1h30m``."""
     stay = fields.raw("keep_alive")
     if stay is None:
         return None

@@ -17,7 +17,7 @@ _NS_PER_MS = 1_000_000
 
 class OllamaAnswer(Dialect):
     """An answer of /api/chat or /api/generate. ``load`` is set for an empty request, which only loads or
-    unloads the model. The value, ``load`` or ``unload``, is the ``done_reason`` of the answer."""
+    unloads the model. Its value, ``load`` or ``unload``, becomes the ``done_reason`` of the answer."""
 
     api = "ollama"
     media_type = stream.NDJSON

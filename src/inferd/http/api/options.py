@@ -1,4 +1,4 @@
-"""Reads the options that the APIs share, and converts them to the form of v2."""
+"""Reads the options that the APIs share, and converts them to options of the v2 protocol."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max", "ultra")
 
 
 def sampling(fields: Fields) -> dict[str, Any]:
-    """Returns the sampling options that the request sets. For the others the daemon's defaults apply."""
+    """Returns the sampling options that the request sets. The daemon's defaults apply to all other
+    options."""
     options: dict[str, Any] = {}
     for name in _NUMBERS:
         if (value := fields.number(name)) is not None:
@@ -36,7 +37,7 @@ def sampling(fields: Fields) -> dict[str, Any]:
 
 
 def stops(fields: Fields, name: str) -> list[str]:
-    """Returns the stop strings, without the empty ones. Raises BadField if more than 16 are left."""
+    """Returns the stop strings that are not empty. Raises BadField for more than 16 of these."""
     found = [text for text in fields.texts(name) or () if text]
     if len(found) > MAX_STOPS:
         raise fields.bad(name, f"must hold at most {MAX_STOPS} strings")
@@ -55,8 +56,8 @@ def session(options: dict[str, Any], name: str | None) -> None:
 
 
 def thinking_of_effort(fields: Fields, name: str) -> bool | None:
-    """Returns whether the model shall think, according to the reasoning effort. Returns ``None`` if the
-    effort is absent."""
+    """Returns whether the model thinks at the requested reasoning effort, or ``None`` if the request names no
+    effort."""
     effort = fields.text(name)
     if effort is None:
         return None
@@ -66,7 +67,7 @@ def thinking_of_effort(fields: Fields, name: str) -> bool | None:
 
 
 def tool(name: str, description: str | None, schema: Any) -> dict[str, Any]:
-    """Returns a tool in the form of v2. Without a schema, its input is an empty object."""
+    """Returns a tool in the form of the v2 protocol. Without ``schema``, the tool declares no parameters."""
     return {
         "name": name,
         "description": description or "",
@@ -79,8 +80,8 @@ def choose_tools(
 ) -> None:
     """Adds the tools and the tool choice to the request.
 
-    ``choice`` is ``auto``, ``none``, ``required``, ``{"name"}`` or ``None``. With ``allowed``, only the tools
-    of these names are used.
+    ``choice`` is ``auto``, ``none``, ``required``, ``{"name": NAME}`` or ``None``. With ``allowed``, only the
+    tools with these names are added. Raises BadField.
     """
     if allowed is not None:
         tools = [each for each in tools if each["name"] in allowed]
@@ -96,8 +97,8 @@ def choose_tools(
 
 
 def want_logprobs(generation: Generation, fields: Fields, name: str, count: int) -> None:
-    """Requests log probabilities with ``count`` alternatives for each token. Raises BadField for the
-    field ``name`` if the request also asks for thinking."""
+    """Requests log probabilities with ``count`` alternatives for each token. If the request also asks for
+    thinking, raises BadField, with ``name`` as the field at fault."""
     if generation.options.get("thinking"):
         raise fields.unsupported(name, "cannot be combined with thinking; leave one out")
     generation.options["logprobs"] = count

@@ -1,5 +1,5 @@
-"""The common form of the requests of all APIs, and the base class of their answers. A request has turns of
-typed blocks as in v2, and options.
+"""The common form of the generation requests of all APIs, and the base class of the APIs' answers. A request
+has options, and turns of typed blocks as in the v2 protocol.
 
 A ``Dialect`` converts the events of one answer of the daemon to the bytes of one API, without I/O.
 """
@@ -17,11 +17,11 @@ from inferd.http.failures import Api, Failure
 
 @dataclass(kw_only=True)
 class Generation:
-    """A request for an answer. ``turns`` and ``options`` are in the form of v2. Without ``max_tokens`` the
-    answer may use the whole context. With ``one_call``, all tool calls but the first are dropped.
-    ``keep_alive`` is how many seconds the model stays loaded after the request. A negative ``keep_alive``
-    means for ever. ``ignored`` names, for the log, the parts of the request that have no effect here.
-    ``num_ctx`` is the context size that a client of Ollama requests."""
+    """A request for an answer. ``turns`` and ``options`` are in the form of the v2 protocol. Without
+    ``max_tokens`` the answer may use the whole context. With ``one_call``, all tool calls but the first are
+    dropped. ``keep_alive`` is how many seconds the model stays loaded after the request. A negative
+    ``keep_alive`` means for ever. ``ignored`` names, for the log, the parts of the request that have no
+    effect here. ``num_ctx`` is the context size that a request of Ollama's API asks for."""
 
     model: str
     turns: list[dict[str, Any]]
@@ -38,8 +38,9 @@ class Dialect(ABC):
     """One answer in the format of an API.
 
     For a streamed answer, ``start`` is called first, then ``event`` for each event, and at last ``end`` or
-    ``failed``. Between two of these, ``loading`` or ``silence`` gives a keep-alive. For an answer that is not
-    streamed, only ``whole`` is called. An error before the first byte is sent without the dialect.
+    ``failed``. Between these calls, ``loading`` or ``silence`` may be used for a keep-alive. For an answer
+    that is not streamed, only ``whole`` is called. If an error occurs before the first byte is sent, the
+    error response does not come from the dialect.
     """
 
     api: ClassVar[Api]
@@ -52,8 +53,8 @@ class Dialect(ABC):
         return b""
 
     def loading(self, step: str) -> bytes:
-        """Returns a keep-alive that shows, as a comment, a step of the load of the model for which the stream
-        waits."""
+        """Returns a keep-alive for a stream that waits until its model is loaded. A comment in it shows the
+        ``step`` of the load."""
         return stream.comment(f"loading the model: {step}") + self.silence
 
     @abstractmethod
@@ -83,8 +84,8 @@ def calls_of(done: MessageDone) -> list[dict[str, Any]]:
 
 
 def reasoning_tokens(done: MessageDone) -> int:
-    """Estimates the number of tokens of the thinking, which the daemon does not count. The estimate is based
-    on its share of the answer's characters."""
+    """Estimates the number of thinking tokens, which the daemon does not count, from the share of thinking in
+    the answer's characters."""
     thought = len(text_of(done, "thinking"))
     if not thought:
         return 0

@@ -1,7 +1,8 @@
 """The answer of OpenAI's responses API: one object, or the events that build it item by item.
 
-Agents read an answer only from ``response.output_item.done``. So each item ends with that event, which has
-the complete item. Events are numbered. ``created`` and the last event have the same response id.
+Agents take the answer only from the event ``response.output_item.done``. So each item ends with this event,
+which contains the complete item. Events are numbered. ``response.created`` and the last event have the same
+response id.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Tools:
         self._namespaced: dict[str, tuple[str, str]] = {}
 
     def add_namespaced(self, namespace: str, name: str) -> str:
-        """Adds a tool of a namespace. Returns the name by which the model knows the tool."""
+        """Adds a tool of a namespace. Returns the name under which the model sees the tool."""
         own = f"{namespace}{_SEPARATOR}{name}"
         self._namespaced[own] = (namespace, name)
         return own
@@ -61,7 +62,7 @@ class Tools:
         return f"{namespace}{_SEPARATOR}{name}" if namespace else name
 
     def client_name(self, name: str) -> dict[str, str]:
-        """Returns the ``name`` by which the client knows the tool, and its ``namespace`` if it has one."""
+        """Returns the client's ``name`` of the tool, and the ``namespace`` if the tool has one."""
         if name in self._namespaced:
             namespace, own = self._namespaced[name]
             return {"name": own, "namespace": namespace}
@@ -109,7 +110,7 @@ class Response(Dialect):
     def silence(self) -> bytes:
         # Codex gives up five minutes after the last event; comments do not count.
         if not self._number:
-            return stream.COMMENT  # the first events precede it
+            return stream.COMMENT  # the first events are sent before this comment
         return self._event("response.in_progress", response=self._object("in_progress"))
 
     def event(self, event: Event) -> bytes:
@@ -165,7 +166,7 @@ class Response(Dialect):
         return self._event(f"response.output_item.{kind}", output_index=len(self._output), item=item)
 
     def _part_event(self, kind: str, **values: Any) -> bytes:
-        """Returns an event about the only part of the open item."""
+        """Returns an event about the part of the open item. Each item has one part."""
         item = self._open or {}
         index = "content_index" if item["type"] == "message" else "summary_index"
         place = {"item_id": item["id"], "output_index": len(self._output), index: 0}

@@ -2,8 +2,8 @@
 refused.
 
 Items with text or tool calls are never dropped. Definitions of tools that this server cannot run are dropped.
-The model sees a tool of a namespace under a combined name, and the answer has the client's namespace and
-name.
+If a tool belongs to a namespace, the model sees one name that combines both, and the client gets the
+namespace and the name back.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def _item(turns: Turns, item: Fields, tools: Tools) -> None:
 
 
 def _other(turns: Turns, item: Fields, kind: str) -> None:
-    """Adds the text of an item of another type. Raises BadField if the item has no text."""
+    """Adds the text of an item of an unknown type. Raises BadField if the item has no text."""
     for name in ("content", "output", "text", "summary"):
         if isinstance(item.raw(name), str | list):
             blocks = _parts(item, name)
@@ -149,8 +149,8 @@ def _part(part: Fields) -> Block:
 
 
 def _thinking(item: Fields) -> str:
-    """Returns the text of a reasoning item, from its ``encrypted_content``, or else its content, or else its
-    summary."""
+    """Returns the text of a reasoning item: its ``encrypted_content``, else its ``content``, else its
+    ``summary``."""
     if own := item.text("encrypted_content"):
         return own
     for name in ("content", "summary"):

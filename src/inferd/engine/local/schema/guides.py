@@ -137,7 +137,7 @@ class Guides:
         except ValueError as error:
             if not is_tool or "nsatisfiable" in str(error):
                 raise InvalidRequest(f"the JSON Schema cannot be used: {error}") from None
-            schema, dropped = {"type": "object"}, ("",)  # checked as a whole afterwards
+            schema, dropped = {"type": "object"}, ("",)  # the finished arguments are checked as a whole
         if dropped:
             _log.warn("a JSON Schema is not enforced in all", pointers=list(dropped))
         return Held(schema, json_text(schema, TOOL_OPTIONS if is_tool else OPTIONS), dropped, check)

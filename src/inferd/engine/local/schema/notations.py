@@ -203,7 +203,7 @@ class _Values:
         key = frozenset(map(id, schemas))
         if key not in self._rules and self._depth < _DEEPEST:
             self._depth += 1
-            rule = self._rules[key] = self._form.add(self._form.fresh("value"), "")  # it may refer to itself
+            rule = self._rules[key] = self._form.add(self._form.fresh("value"), "")  # if it refers to itself
             body = self._body(schemas)
             self._rules[key] = rule if body else None
             self._form.add(rule, body)

@@ -274,7 +274,7 @@ def _additional_properties(validator: Any, part: Any, instance: Any, schema: Any
 def _multiple_of(validator: Any, divisor: Any, instance: Any, schema: Any) -> Errors:
     if isinstance(instance, bool) or not isinstance(instance, int | float):
         return
-    # As they are written: 19.99 is a multiple of 0.01, which float division denies.
+    # The numbers as they are written: 19.99 is a multiple of 0.01, but not by float division.
     if abs(instance) == math.inf or Fraction(repr(instance)) % Fraction(repr(divisor)) != 0:
         yield ValidationError("not a multiple")
 

@@ -1,12 +1,10 @@
 """Rewrites JSON Schemas to a form that llguidance can enforce.
 
-:func:`rewrite` makes an equivalent or narrower schema that llguidance accepts. If a keyword cannot be
-enforced, raises an error with the keyword's JSON pointer. With ``lenient``, removes and lists the keyword
-instead, and the caller checks the finished answer. The properties keep their order, because the grammar makes
-the model write them in this order.
+:func:`rewrite` makes an equivalent or narrower schema that llguidance accepts. Raises an error with the JSON
+pointer of a keyword that cannot be enforced. With ``lenient``, removes and lists the keyword, and the caller
+checks the finished answer. Properties keep their order, in which the model writes them.
 
-The rewriting distinguishes keywords from property names, because a property may be called ``type`` or
-``pattern``.
+Property names are never read as keywords: a property may be called ``type`` or ``pattern``.
 """
 
 from __future__ import annotations
@@ -34,7 +32,7 @@ from inferd.engine.local.schema.schema_places import (
     step,
 )
 
-MAX_OPTIONAL = 2_000  # of one object; making its grammar takes quadratic time
+MAX_OPTIONAL = 2_000  # the limit of one object; making its grammar takes quadratic time
 
 _OLD_DRAFTS = re.compile(r"draft-0[3-7]")
 
@@ -60,8 +58,7 @@ class Rewritten:
 
 
 def rewrite(root: dict[str, Any], *, lenient: bool, is_tool: bool, compiles: Compiles) -> Rewritten:
-    """Rewrites ``root``, which is valid under its draft. ``compiles`` returns whether llguidance accepts a
-    schema.
+    """Rewrites ``root``, a valid schema. ``compiles`` returns whether llguidance accepts a schema.
 
     With ``is_tool``, ``root`` describes a tool's arguments, which are an object. If ``root`` declares
     properties, and no keyword could allow others, the rewritten schema forbids undeclared properties. Raises
@@ -199,8 +196,8 @@ class _Rewriter:
                 self._drop(node, pointer, key)
 
     def _arrays(self, node: dict[str, Any], pointer: str) -> Mapping[str, str]:
-        """Rewrites the keywords about arrays. Returns a map from the new name of each renamed keyword to its
-        name in the client's schema."""
+        """Rewrites the keywords about arrays. Maps the new names of renamed keywords to the client's
+        names."""
         names = {}
         if isinstance(node.get("items"), list):  # a tuple in the syntax up to draft 7
             names = {"prefixItems": "items", "items": "additionalItems"}
@@ -341,16 +338,14 @@ class _Rewriter:
 
 
 def _parts_of_references(root: Any) -> Iterator[str]:
-    """Yields the keys in the paths of references. A member with such a key must stay in the schema, even if
-    the key is not a keyword of JSON Schema."""
+    """Yields the keys in the paths of references. Members with these keys are kept, keywords or not."""
     for node in nodes(root):
         if isinstance(node.get("$ref"), str):
             yield from keys_of(node["$ref"])
 
 
 def _constraints(names: dict[str, Any]) -> set[str]:
-    """Returns the keywords by which ``names``, a schema of property names, constrains them. ``type: string``
-    is not one of them, because every name is a string."""
+    """Returns the keywords in ``names`` that constrain property names. ``type: string`` constrains none."""
     said = set(names) - {"$comment", "default", "description", "examples", "title"}
     return said - {"type"} if names.get("type", "string") == "string" else said
 

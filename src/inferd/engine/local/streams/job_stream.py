@@ -71,7 +71,7 @@ class JobStream(Stream):
         self._trace = trace
         self._engine = engine
         self._job = job
-        # A wake-up may have come before this stream was registered: look once without one.
+        # A wake-up may have come before this stream was registered, so look once without a wake-up.
         self._something_new = True
         self._waiter: asyncio.Future[None] | None = None
         self._result: _llama.Result | None = None

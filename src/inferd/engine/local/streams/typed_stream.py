@@ -87,7 +87,7 @@ class TypedStream(Stream):
         if events is None:
             if last:
                 raise self._malformed()
-            return  # does not parse yet; the end decides
+            return  # the text does not parse yet; the end of the answer decides
         for event in events:
             if isinstance(event, ToolUse):
                 event = self._checked(event)
@@ -111,7 +111,7 @@ class TypedStream(Stream):
         if not isinstance(arguments, dict):
             raise self._malformed()
         self._called = True
-        # Some families give calls no id. A generated one must be unique in the whole conversation.
+        # Some families give calls no id. A generated id must be unique in the whole conversation.
         return use if use.call.id else ToolUse(replace(use.call, id=f"tc-{secrets.token_hex(4)}"))
 
     def _malformed(self) -> ToolCallMalformed:
