@@ -47,7 +47,7 @@ def _lines(name: str, report: Mapping[str, Any]) -> Iterator[str]:
         f"Settings: {settings.get('model', 'no model')}, {settings['threads']} threads,"
         f" {rounds} round{'s' if rounds != 1 else ''}"
         + (f", a system prompt of {head} tokens" if head else "")
-        + (f"; {disturbed} turns ran beside other programs" if disturbed else "")
+        + (f"; {disturbed} measurements ran beside other programs" if disturbed else "")
         + f". Machine: {machine['cores']} cores ({', '.join(machine['features']) or 'no AVX2'}),"
         f" load {machine['load_average']}, {machine['system']}, Python {machine['python']}. Versions:"
         f" {', '.join(f'{what} {version}' for what, version in machine.get('versions', {}).items())}."

@@ -64,7 +64,7 @@ def show(report: dict[str, Any], console: Console) -> None:
     disturbed = report["settings"].get("turns_disturbed", 0)
     if disturbed:
         console.print(
-            f"  {disturbed} turns were disturbed by other programs", style="yellow", highlight=False
+            f"  {disturbed} measurements were disturbed by other programs", style="yellow", highlight=False
         )
     for name, reason in report["missing"].items():
         console.print(f"  {name} did not take part: {reason}", style="yellow", highlight=False)

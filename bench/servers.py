@@ -410,7 +410,9 @@ def require_module(python: Path, module: str, package: str) -> None:
     command = [python, "-c", f"import {module}"]
     found = subprocess.run(command, env=environment_of(python), capture_output=True, check=False)
     if found.returncode != 0:
-        raise Unavailable(f"not installed: {python} -m pip install {package}, or point --peer-python at one")
+        raise Unavailable(
+            f"not installed; run {python} -m pip install {package}, or name a Python with it: --peer-python"
+        )
 
 
 def version_of(python: Path, package: str) -> str:

@@ -1,5 +1,5 @@
-"""Four clients send requests at once. Their prompts begin with the same long text, as those of four agents
-with one system prompt do.
+"""Four clients send requests at once. The four prompts begin with the same long text, like the prompts of
+four agents with one system prompt.
 
 The case measures the time until the last client has its first token. A server that computes the common
 beginning only once needs little more time than for a single client. The time of a single client is measured

@@ -36,8 +36,8 @@ def test_a_report_becomes_a_section() -> None:
     assert made.endswith(f"{page.END}tail\n")
     assert "old" not in made
     assert (
-        "m.gguf, 2 threads, 1 round; 3 turns ran beside other programs. Machine: 2 cores (avx2), load 1.5"
-        in made
+        "m.gguf, 2 threads, 1 round; 3 measurements ran beside other programs."
+        " Machine: 2 cores (avx2), load 1.5" in made
     )
     assert "| t | inferd | 2 | 1 | 3 | ms |" in made
     assert "| t | inferd | other | 0.25 |" in made

@@ -25,13 +25,13 @@ _HEAD = """\
 
 A value can come from four places. A flag of `inferd serve` has precedence over the environment, the
 environment over the config file, and the config file over the default. An empty variable counts as not set.
-The log notes each flag and each variable that overrides the config file. It also notes each unknown variable
-that begins with `INFERD_`, with the nearest known name. Secrets never appear in `--help`, in logs or in
-errors. `inferd config show --origin` prints every value with its source.
+The log notes each flag and each variable that overrides the config file. For each unknown variable that
+begins with `INFERD_`, the log notes the most similar known name. Secrets never appear in `--help`, in logs or
+in errors. `inferd config show --origin` prints every value with its source.
 
-*Live* marks an option that can be changed without restarting the daemon. To apply a change, run `inferd
-reload` or send SIGHUP: the daemon then reads its configuration again. A change of any other option needs a
-restart.
+*Live* marks an option that can change while the daemon runs. To apply such a change, run `inferd reload` or
+send SIGHUP to the daemon, which then reads its configuration again. To change any other option, restart the
+daemon.
 
 The *runtime directory* is `$XDG_RUNTIME_DIR/inferd`, else `~/.inferd/run`, else `/tmp/inferd-UID`; on macOS
 it is `$TMPDIR/inferd`. The config file is the file that `--config` or `INFERD_CONFIG` names. The default is
@@ -43,12 +43,13 @@ _FILE_HEAD = """\
 ## The config file
 
 The config file is one JSON object. If the file has an error, the daemon does not start, and the message names
-the file, the key and the reason. An unknown key gets a warning with the nearest known name. A config file has
-either `backends` or `model`. `backends` is a list of entries in order of priority. `model` is a model object,
-and means a list with one `llamacpp` entry. Without both, the daemon serves the default model or the model of
-`--model`. The config file contains no secrets, only the names of environment variables that hold secrets. The
-sections above give the config key of each option. A dot in a key means an object inside an object.
-docs/config.schema.json describes the file as a JSON Schema.
+the file, the key and the reason. For an unknown key, the log has a warning with the most similar known name.
+A config file has either `backends` or `model`. `backends` is a list of entries in order of priority. `model`
+is a model object, and means the same as a list with one `llamacpp` entry. With neither key, the daemon serves
+the model of `--model`, or else the default model. The config file contains no secrets, only the names of
+environment variables that hold secrets. The sections above give the config key of each option. A dot in a key
+means an object inside an object: `limits.max_connections` is the key `max_connections` of the object
+`limits`. docs/config.schema.json describes the file as a JSON Schema.
 
 ```json
 {
@@ -70,7 +71,7 @@ set, inferd sends no key.
 The bearer token of an entry is the first of these that is set: `--bedrock-bearer-token` (for the first entry
 of this kind), the variable that `bearer_token_env` names, `AWS_BEARER_TOKEN_BEDROCK`. If none of them is set,
 inferd signs each request with `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, and with `AWS_SESSION_TOKEN`
-if it is set. Without a bearer token and without these two keys, the daemon does not start.
+if this variable is set. Without a bearer token and without these keys, the daemon does not start.
 """,
 }
 

@@ -83,8 +83,8 @@ class OpenAICompatEntry(NamedTuple):
     """A server with the OpenAI API below ``base_url``, which does not include ``/v1``.
 
     ``embed`` and ``rerank`` say whether the server offers these surfaces. ``None`` means the setting of the
-    same name. ``top_k`` says whether the server supports that parameter. ``timeout_secs`` is how long the
-    server may send nothing.
+    same name, or false if another entry enables the surface. ``top_k`` says whether the server supports that
+    parameter. ``timeout_secs`` is how long the server may send nothing.
     """
 
     name: str

@@ -28,8 +28,8 @@ class HttpOptions:
         HttpAddress(),
         None,
         "Serve the APIs of OpenAI, Anthropic and Ollama over HTTP on this address. Without an address, the "
-        "flag means 127.0.0.1:11434. This needs the extra inferd[http]. An address beyond loopback requires"
-        " keys.",
+        "flag means 127.0.0.1:11434. This option needs the extra `inferd[http]` of the package. An address "
+        "beyond loopback requires an API key or `--http-key-file`.",
         key="http.addr",
     )
     http_key_file: Path | None = option(
@@ -37,8 +37,8 @@ class HttpOptions:
         FilePath(),
         None,
         "The file with the keys for HTTP clients. Each line has a name, a key, scopes and limits. The "
-        "bridge reads the file again when it changes. Without this file, HTTP clients use the API key, if "
-        "one is set.",
+        "bridge reads the file again when the file changes. Without this file, HTTP clients use the "
+        "daemon's API key, if one is set.",
         key="http.key_file",
     )
     http_cert: Path | None = option(
@@ -68,7 +68,7 @@ class HttpOptions:
         _HTTP,
         Words("ORIGIN"),
         (),
-        "Web pages of these origins may use the HTTP bridge, in addition to pages of this machine.",
+        "Web pages of these origins may use the HTTP bridge, in addition to pages from this machine.",
         key="http.origins",
         default_doc="none",
     )

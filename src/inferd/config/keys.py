@@ -15,7 +15,7 @@ from inferd.config.settings import OPTIONS
 
 
 class Key(NamedTuple):
-    """One key of such an object."""
+    """One key of an object in the config file."""
 
     name: str
     kind: Kind
@@ -31,7 +31,7 @@ MODEL_KEYS = (
     Key(
         "sha256",
         Sha256(),
-        "The SHA-256 of the file. If absent, inferd looks up the name in the store and the catalogue.",
+        "The SHA-256 of the file. If absent, inferd takes the hash from the store or the catalogue.",
     ),
     Key("source_url", HttpsUrl(), "The address of the file, or empty if the file is in the store."),
     Key("size_bytes", Integer(1, 2**63 - 1), "The size of the file in bytes."),
@@ -54,7 +54,8 @@ _SERVES = Key(
 _MAX_REQUESTS = Key(
     "max_requests",
     Integer(1, 1_000_000),
-    f"The maximum number of requests that the entry runs at once in its pool. The default is {MAX_REQUESTS}.",
+    "The maximum number of requests that a pool sends to this entry at the same time. The default is "
+    f"{MAX_REQUESTS}.",
 )
 
 BACKEND_KEYS: dict[str, tuple[Key, ...]] = {
@@ -68,7 +69,7 @@ BACKEND_KEYS: dict[str, tuple[Key, ...]] = {
             "`true`, the default: the daemon loads the model when it starts, and keeps it loaded. `false`: "
             "the daemon loads the model when a request names it.",
         ),
-        Key("pin", Boolean(), "Once a request has loaded the model, the daemon keeps it loaded."),
+        Key("pin", Boolean(), "Whether the daemon keeps the model loaded after a request has loaded it."),
         Key("system", Paragraphs(), "The system prompt for requests that have no system message."),
         Key("chat_template_file", FilePath(), "A Jinja template to use instead of the model's own."),
         Key(
@@ -86,7 +87,8 @@ BACKEND_KEYS: dict[str, tuple[Key, ...]] = {
             "draft",
             Name(),
             "The name of a draft model in the store or the catalogue: a small model with the same "
-            "vocabulary, which guesses tokens in advance. `engine.drafts` says when it is used.",
+            "vocabulary, which guesses tokens in advance. The option `drafts` says when the guesses are "
+            "used.",
         ),
         Key(
             "draft_path",
@@ -96,13 +98,14 @@ BACKEND_KEYS: dict[str, tuple[Key, ...]] = {
         Key(
             "embed",
             Boolean(),
-            "Whether the model makes embeddings or ranks documents, instead of generating text.",
+            "Whether the model computes embeddings or ranks documents, instead of generating text.",
         ),
         Key(
             "embed_pooling",
             Choice(("mean", "cls", "last", "rank"), numbers={1: "mean", 2: "cls", 3: "last", 4: "rank"}),
-            "How the vectors of the tokens are combined; `rank` is for a ranking model. llama.cpp's numbers"
-            " 1 to 4 mean the same. The default is the value in the model file.",
+            "How the embedding of a text is computed from the vectors of its tokens; `rank` is for a "
+            "ranking model. llama.cpp's numbers 1 to 4 are accepted, too, for these values in this order. "
+            "The default is the value in the model file.",
         ),
         Key(
             "embed_n_ctx",
@@ -119,8 +122,8 @@ BACKEND_KEYS: dict[str, tuple[Key, ...]] = {
         Key(
             "rpc_unprotected",
             Boolean(),
-            "Permit `rpc` to name workers on an unprotected network, outside this machine and WireGuard. "
-            "The protocol of the workers has no encryption and no keys.",
+            "Whether `rpc` may contain addresses on an unprotected network, which is any network except "
+            "loopback and WireGuard. The protocol of the workers has no encryption and no keys.",
         ),
         _SERVES,
     ),
@@ -143,12 +146,14 @@ BACKEND_KEYS: dict[str, tuple[Key, ...]] = {
         Key(
             "embed",
             Boolean(),
-            "Whether the server makes embeddings. If absent, the option `embed` decides.",
+            "Whether the server computes embeddings. The default is the option `embed`, but `false` if "
+            "another entry enables embeddings.",
         ),
         Key(
             "rerank",
             Boolean(),
-            "Whether the server ranks documents. If absent, the option `rerank` decides.",
+            "Whether the server ranks documents. The default is the option `rerank`, but `false` if another "
+            "entry enables rankings.",
         ),
         Key(
             "top_k",
@@ -198,8 +203,8 @@ BACKEND_KEYS: dict[str, tuple[Key, ...]] = {
         Key(
             "api_key_env",
             Name(),
-            "The name of the environment variable that holds the API key of the other daemon. A TCP address"
-            " requires a key.",
+            "The name of the environment variable that holds the API key of the other daemon. The other "
+            "daemon requires a key on a TCP address beyond loopback.",
         ),
         Key(
             "timeout_secs",

@@ -39,9 +39,9 @@ class LimitOptions:
         _LIMITS,
         Integer(0, 3_600_000),
         500,
-        "The longest time in milliseconds that a request of a pool waits for the local model. If the "
-        "expected or the actual wait is longer, the request goes to a remote backend of the pool. With 0, "
-        "no request waits for the local model.",
+        "For a pool of backends that serve the same model (docs/scale.md): the longest time in milliseconds "
+        "that a request waits for the local backend. If the expected or the actual wait is longer, the "
+        "request goes to a remote backend. With 0, no request waits for the local backend.",
         key="engine.spill_after_ms",
         reload=True,
     )
@@ -49,24 +49,25 @@ class LimitOptions:
         _LIMITS,
         Seconds(),
         30.0,
-        "How long the daemon waits for a backend to become ready after it is built. If the time runs out, "
-        "the start or the reload fails. With 0, a backend that is not ready at the first check fails.",
+        "The time in which a new backend must become ready. If a backend is not ready after this time, the "
+        "start or the reload of the daemon fails. With 0, the daemon checks only once.",
         reload=True,
     )
     drain_timeout_secs: float = option(
         _LIMITS,
         Seconds(),
         10.0,
-        "When the daemon stops, running and waiting requests have this time to finish.",
+        "When the daemon stops, the running and the waiting requests may finish within this time.",
         reload=True,
     )
     write_timeout_secs: float = option(
         _LIMITS,
         Seconds(),
         60.0,
-        "The daemon closes a connection if more than 64 KiB of output wait for the client to read, and the "
-        "client needs more than this time to bring them below 16 KiB. When the daemon closes a connection "
-        "itself, it waits this time at most for the client to read the rest. 0 means no limit.",
+        "The time limit for a slow client. If the client has not yet read more than 64 KiB of output, it "
+        "must read all but 16 KiB of this output within this time, or the daemon closes the connection. "
+        "Before the daemon closes a connection for another reason, it waits at most this time for the "
+        "client to read the rest. 0 means no limit.",
         key="limits.write_timeout_secs",
         reload=True,
     )
@@ -105,9 +106,9 @@ class LimitOptions:
         _LIMITS,
         Integer(1024, 2**40),
         384 * 1024 * 1024,
-        "The maximum memory in bytes for the attachments and long lines of all requests together. A request"
-        " that would exceed it is refused. One user may hold at most half of the memory that the other "
-        "users leave free.",
+        "The maximum memory in bytes for the attachments and long lines of all requests together. A request "
+        "that would exceed this maximum is refused. One user may use at most half of the memory that the "
+        "other users leave free.",
         key="limits.max_input_memory_bytes",
         reload=True,
     )
@@ -116,8 +117,8 @@ class LimitOptions:
         Integer(0, 2**48),
         0,
         "The maximum memory in bytes for all local models together. To load a model that a request names, "
-        "the daemon may unload idle models; if the model does not fit even then, it is not loaded. 0 means "
-        "four fifths of the memory that is available at the time of the load.",
+        "the daemon may unload idle models; if the model does not fit even then, the request is refused. 0 "
+        "means four fifths of the memory that is available at the time of the load.",
         key="limits.memory_budget_bytes",
         reload=True,
     )
@@ -134,9 +135,9 @@ class LimitOptions:
         _LIMITS,
         Seconds(),
         900.0,
-        "A model that was loaded for a request is unloaded after this time without a request. With 0, it "
-        "stays loaded until another model needs its memory. The models of the configuration always stay "
-        "loaded.",
+        "A model that was loaded for a request is unloaded after this time without a request. With 0, such "
+        "a model stays loaded until another model needs its memory. A model of the configuration always "
+        "stays loaded, unless its entry has `preload` false.",
         key="limits.keep_alive_secs",
         reload=True,
     )
@@ -144,8 +145,8 @@ class LimitOptions:
         _LIMITS,
         Seconds(),
         86400.0,
-        "The maximum `keep_alive` that a request may set. Requests of the daemon's own user and of root "
-        "have no maximum.",
+        "The maximum `keep_alive` that a request may set. For requests of the daemon's own user and of "
+        "root, there is no maximum.",
         key="limits.keep_alive_max_secs",
         reload=True,
     )

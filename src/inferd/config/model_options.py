@@ -22,14 +22,16 @@ class ModelOptions:
         _MODEL,
         Choice(("llamacpp", "openai-compat", "bedrock-invoke", "mock")),
         "llamacpp",
-        "The kind of backend to serve. Entries of other kinds in the config file are ignored.",
+        "The kind of backend to serve. If this option is set, the daemon ignores the backends of other "
+        "kinds in the config file.",
         reload=True,
     )
     model: str = option(
         _MODEL,
         Name(),
         DEFAULT_MODEL,
-        "The name of the model to serve, in the catalogue or the store.",
+        "The name of the model to serve. The name is looked up in the model store and in inferd's catalogue "
+        "of models.",
         reload=True,
     )
     model_path: Path | None = option(
@@ -69,8 +71,8 @@ class ModelOptions:
         _MODEL,
         Choice(("cpu", "cuda", "metal", "rocm", "vulkan")),
         None,
-        "The accelerator that models must use. With `cpu`, the daemon uses no GPU. With another value, it "
-        "does not start without that accelerator.",
+        "The accelerator that models must use. With `cpu`, the daemon uses no GPU. With another value, the "
+        "daemon does not start without this accelerator.",
         flag=False,
         reload=True,
     )
@@ -85,15 +87,15 @@ class ModelOptions:
         _OPENAI,
         ServerUrl(),
         None,
-        "The address of the server that requests are forwarded to, without the `/v1` of its API. A backend "
-        "of the kind openai-compat needs this option.",
+        "The address of the server to which inferd forwards requests, without the `/v1` at its end. A "
+        "backend of the kind openai-compat needs this option.",
         reload=True,
     )
     openai_model: str | None = option(
         _OPENAI,
         Text("NAME", needed=True),
         None,
-        "The name of the model on that server. A backend of the kind openai-compat needs this option.",
+        "The name of the model on the server. A backend of the kind openai-compat needs this option.",
         reload=True,
     )
     openai_api_key: Secret | None = option(
@@ -101,14 +103,15 @@ class ModelOptions:
         SecretText(optional=True),
         None,
         "The API key for the server. An empty text means no key. Prefer the variable to the flag, because "
-        "every user of the machine can see a flag. If neither is set, the variable OPENAI_API_KEY is used.",
+        "every user of the machine can see a flag. If neither the flag nor the variable is set, inferd uses "
+        "the variable OPENAI_API_KEY.",
         reload=True,
     )
     openai_timeout_secs: float = option(
         _OPENAI,
         Seconds(positive=True),
         300.0,
-        "A request fails after this time without a byte from the server.",
+        "A request fails if the server sends nothing for this number of seconds.",
         reload=True,
     )
     bedrock_region: str | None = option(
@@ -131,7 +134,7 @@ class ModelOptions:
         SecretText(),
         None,
         "The bearer token for AWS Bedrock. Prefer the variable to the flag, because every user of the "
-        "machine can see a flag. If neither is set, requests are signed with AWS_ACCESS_KEY_ID and "
+        "machine can see a flag. Without a bearer token, inferd signs requests with AWS_ACCESS_KEY_ID and "
         "AWS_SECRET_ACCESS_KEY.",
         env="AWS_BEARER_TOKEN_BEDROCK",
         reload=True,
@@ -147,15 +150,15 @@ class ModelOptions:
         _BEDROCK,
         Seconds(positive=True),
         300.0,
-        "A request fails after this time without a byte from AWS Bedrock.",
+        "A request fails if AWS Bedrock sends nothing for this number of seconds.",
         reload=True,
     )
     threads: int = option(
         _ENGINE,
         Integer(0, 512),
         0,
-        "The number of threads that compute the tokens. With 0, the daemon chooses the number by the load "
-        "of the machine.",
+        "The number of threads that compute the tokens. With 0, the daemon chooses this number according to "
+        "the load of the machine.",
         key="engine.threads",
         reload=True,
     )
@@ -171,8 +174,8 @@ class ModelOptions:
         _ENGINE,
         Choice(("auto", "on", "off")),
         "auto",
-        "Whether to use flash attention. With `auto`, it is off on a CPU, where it slows decoding, and "
-        "llama.cpp decides on a GPU.",
+        "Whether to use flash attention. With `auto`, flash attention is off on a CPU, because it slows "
+        "decoding there; on a GPU, llama.cpp decides.",
         key="engine.flash_attention",
         reload=True,
     )
@@ -180,7 +183,7 @@ class ModelOptions:
         _ENGINE,
         Choice(("f16", "q8_0")),
         "f16",
-        "The number format of the KV cache. q8_0 takes half the memory of f16.",
+        "The data type of the KV cache. q8_0 takes half the memory of f16.",
         key="engine.kv_cache_type",
         reload=True,
     )
@@ -196,8 +199,8 @@ class ModelOptions:
         _ENGINE,
         Integer(0, 1 << 20),
         1024,
-        "The maximum memory, in MiB, that each model uses for computed prompts outside its slots. With 0, no"
-        " prompt is kept there.",
+        "The maximum memory in MiB for the KV caches of earlier prompts that are no longer in a slot. Each "
+        "model has this maximum for itself. With 0, only the slots keep such KV caches.",
         key="engine.cache_mib",
         reload=True,
     )
@@ -205,9 +208,10 @@ class ModelOptions:
         _ENGINE,
         Integer(0, 1 << 24),
         2048,
-        "The maximum size in MiB of all files of computed prompts, for all models together. The files "
-        "survive a restart. With 0, the daemon writes no files. The text of a prompt can be rebuilt from "
-        "its file. A computed prompt larger than `engine.cache_mib` gets no file.",
+        "The maximum size in MiB of all files with KV caches of earlier prompts, for all models together. "
+        "The files survive a restart. With 0, the daemon writes no such files. The text of a prompt can be "
+        "reconstructed from its KV cache. A KV cache larger than `engine.cache_mib` is not written to a "
+        "file.",
         key="engine.cache_disk_mib",
         reload=True,
     )
@@ -215,10 +219,10 @@ class ModelOptions:
         _ENGINE,
         Integer(0, 1 << 20),
         8192,
-        "Many templates omit earlier thinking, which changes all later tokens of the next prompt. "
-        "Therefore, after an answer with thinking, the daemon computes up to this number of tokens of the "
-        "next prompt in advance, while no other request runs and the machine does not run on battery. 0 "
-        "disables this.",
+        "Many chat templates omit the thinking of earlier answers. The next prompt therefore differs from "
+        "the cached one after the first omission. After an answer with thinking, the daemon computes up to "
+        "this number of tokens of the next prompt in advance, while no other request runs and the machine "
+        "does not run on battery. 0 disables this computation.",
         key="engine.ahead_tokens",
         reload=True,
     )
@@ -237,8 +241,8 @@ class ModelOptions:
         Choice(("auto", "on", "off")),
         "auto",
         "When to guess tokens in advance (speculative decoding). The guesses come from text that a schema "
-        "forces, from n-grams, and from the `draft` model of an entry. `auto`: if measurements show that "
-        "this is faster. `on`: whenever a guess is likely to be right. `off`: never.",
+        "forces, from n-grams, and from the `draft` model of an entry. `auto`: only while measurements show "
+        "that guessing is faster. `on`: whenever a guess is likely to be right. `off`: never.",
         key="engine.drafts",
         reload=True,
     )

@@ -73,9 +73,9 @@ class SocketOptions:
         _SOCKETS,
         Boolean(),
         False,
-        "Serve embeddings on a separate socket, if a model makes embeddings. The key `embed` of a backend "
-        "in the config file does the same. If a backend does not have this key, the model file decides "
-        "whether its model makes embeddings.",
+        "Serve embeddings on a separate socket, if a model computes embeddings. A backend in the config "
+        "file also enables this socket, with its key `embed` (`embed_address` for another inferd). For a "
+        "local model without this key, the model file says whether the model computes embeddings.",
     )
     embed_tcp: str | None = option(
         _SOCKETS,
@@ -96,9 +96,10 @@ class SocketOptions:
         _SOCKETS,
         Boolean(),
         False,
-        "Serve rankings of documents on a separate socket, if a model ranks documents. The key `embed` of a"
-        " backend in the config file does the same. If a backend does not have this key, the model file "
-        "decides whether its model ranks.",
+        "Serve rankings of documents on a separate socket, if a model ranks documents. A backend in the "
+        "config file also enables this socket: a local model with `embed` true and `embed_pooling` `rank`, "
+        "another server with `rerank`, another inferd with `rerank_address`. For a local model without the "
+        "key `embed`, the model file says whether the model ranks documents.",
     )
     rerank_tcp: str | None = option(
         _SOCKETS,
@@ -119,13 +120,14 @@ class SocketOptions:
         _SOCKETS,
         Name("GROUP"),
         None,
-        "The members of this group may connect to the Unix sockets for requests.",
+        "The members of this Unix group may connect to all Unix sockets of the daemon except the admin "
+        "socket.",
     )
     admin_addr: Path = option(
         _SOCKETS,
         FilePath(),
         paths.admin_socket_path,
-        "The path of the admin socket, a Unix socket that reports the daemon's state.",
+        "The path of the admin socket. Clients read the daemon's state from this Unix socket.",
         key="admin_addr",
         default_doc="`admin.sock` in the runtime directory",
     )
@@ -140,8 +142,8 @@ class SocketOptions:
         _SOCKETS,
         SecretText(),
         None,
-        "The API key that a TCP client must send. Prefer the variable or --api-key-file, because every user"
-        " of the machine can see a flag.",
+        "The API key that a TCP client must send. Prefer the variable or `--api-key-file`, because every "
+        "user of the machine can see a flag.",
         reload=True,
     )
     api_key_file: Path | None = option(
