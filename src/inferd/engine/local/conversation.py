@@ -1,4 +1,4 @@
-"""Renders a conversation for the template of a model's family, and parses the answer.
+"""Renders a conversation with the template of a model's family, and parses the answer.
 
 If the template supports tools, llama.cpp renders and parses the family's own format for calls. Otherwise
 calls use the format of :mod:`inferd.engine.local.generic_tools`. Everything here is slow, so it does not run
@@ -30,8 +30,8 @@ from inferd.errors import InvalidRequest, PromptTooLong
 
 
 class Reader(Protocol):
-    """Parses an answer while it grows. ``places`` tells where the text of the last events stands in the raw
-    answer."""
+    """Parses an answer while it grows. ``places`` lists the byte ranges of the raw answer that contain the
+    text of the last events."""
 
     places: Sequence[Place]
 
@@ -40,13 +40,13 @@ class Reader(Protocol):
         means that the answer ends after ``text``."""
 
     def cut(self) -> list[Event]:
-        """Ends an answer that was cut off. Returns the events of the text that was held back."""
+        """Ends an answer that was cut off. Returns the events of the text that :meth:`feed` held back."""
 
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """What is kept of a conversation: the answers whose tokens were kept, and the time that its template
-    gets, in seconds since 1970. The time 0 means the present."""
+    """The data that earlier requests of a conversation left: the answers whose tokens were kept, and the time
+    for the template, in seconds since 1970. The time 0 means the present."""
 
     answers: Sequence[Kept] = ()
     now: int = 0
@@ -59,10 +59,10 @@ NOTHING = Past()
 class Prepared:
     """A request that is ready for the token loop.
 
-    ``grammar`` is the client's GBNF. A ``guide`` replaces it, and also the grammar that belongs to the
-    prompt. Without a ``reader``, the answer is plain text. ``held`` is the schema of the answer; ``tools``
-    are the schemas of calls by the tool's name. The finished answer and its calls are checked against these
-    schemas.
+    ``grammar`` is the client's GBNF. A ``guide`` replaces ``grammar`` and also the prompt's own grammar. If
+    ``reader`` is ``None``, the answer is plain text. ``held`` is the schema of the answer. ``tools`` maps the
+    name of each tool to the schema of its arguments. The finished answer and its calls are checked against
+    these schemas.
     """
 
     prompt: _llama.Prompt
@@ -74,8 +74,8 @@ class Prepared:
 
     @property
     def unenforced(self) -> tuple[str, ...]:
-        """The list for ``Done.unenforced``: a tool's name, or nothing for the answer's own schema, ``#`` and
-        a JSON pointer."""
+        """The list for ``Done.unenforced``. Each item is a tool's name (empty for the answer's own schema),
+        ``#`` and a JSON pointer."""
         schemas = {"": self.held} if self.held else self.tools
         return tuple(f"{name}#{pointer}" for name, held in schemas.items() for pointer in held.dropped)
 
@@ -110,8 +110,8 @@ class Family:
         return self.render(messages, past, thinking=thinking, text_only=not thinking, **more)
 
     def _check_size(self, chars: int) -> None:
-        # Rendering takes forty times a prompt's size in memory, so refuse a prompt that cannot fit before
-        # that.
+        # Rendering takes forty times a prompt's size in memory. So a prompt that cannot fit is refused before
+        # rendering.
         if chars > self.most_chars:
             raise PromptTooLong(
                 f"the prompt has {chars} characters and the context holds {self.most_chars} at the very most:"
@@ -121,8 +121,8 @@ class Family:
             )
 
     def render(self, messages: Sequence[Message], past: Past, **more: object) -> _llama.Prompt:
-        """Returns the prompt of a conversation. ``past`` is what is kept of it. ``more`` are further keys for
-        the template's input."""
+        """Returns the prompt of a conversation. ``past`` comes from earlier requests of the conversation.
+        ``more`` holds further keys for the template's input."""
         self._check_size(sum(len(turns.text(message)) for message in messages))
         # Each medium keeps its number, whatever the order in the messages and the template.
         parts = [part for message in messages for part in turns.media(message)]
@@ -146,7 +146,7 @@ class Family:
 
 
 def shows_earlier_thoughts(templates: _llama.Templates, model: _llama.Model) -> bool:
-    """Returns whether a prompt still shows the thinking of an answer after the next user message."""
+    """Returns whether the template still shows the thinking of an answer after the next user message."""
     thought = "an earlier thought"
     messages = [
         {"role": "user", "content": "Why?"},
@@ -290,8 +290,8 @@ def _tool(tool: Tool) -> dict[str, object]:
 
 
 def _with_all_keys(tool: Tool) -> Tool:
-    """Returns the tool with ``required`` and with one ``type`` for each parameter. Some templates fail
-    without them."""
+    """Returns the tool with the key ``required``, and with one ``type`` for each parameter. Some templates
+    fail without these keys."""
     schema = orjson.loads(tool.schema)
     parameters = {}
     for name, part in (schema.get("properties") or {}).items():
@@ -302,9 +302,9 @@ def _with_all_keys(tool: Tool) -> Tool:
 
 
 def _with_named_arrays(tool: Tool) -> Tool:
-    """Returns the tool with arrays typed like ``["string[]"]``, which gpt-oss's template shows as arrays of
-    strings. The template would read the ``items`` of an array, but llama.cpp's interpreter finds a method of
-    that name."""
+    """Returns the tool with array types such as ``["string[]"]``, which gpt-oss's template shows as arrays of
+    strings. The template also reads the key ``items`` of an array, but llama.cpp's interpreter finds a method
+    of that name instead of the key."""
 
     def named(part: Any) -> Any:
         if isinstance(part, list):

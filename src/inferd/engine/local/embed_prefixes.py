@@ -1,8 +1,9 @@
 """The prefixes of embedding models, by family and task.
 
-Such models were trained with a short instruction before each text, and their vectors are worse without it.
-The keys ``general.architecture`` and ``general.name`` of the model file identify the family. A text gets no
-prefix if the family is unknown, if the family has none for the task, or if the request names no task.
+Some embedding models were trained with a short instruction before each text. Without the instruction, their
+vectors are worse. The keys ``general.architecture`` and ``general.name`` of the model file identify the
+family. A text gets no prefix if the family is unknown, if the family has none for the task, or if the request
+names no task.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ _FAMILIES = (
 
 
 def prefixes(architecture: str, name: str) -> Mapping[str, str]:
-    """Returns the prefixes of this model, by the name of the task."""
+    """Returns the prefixes of a model by the name of the task. ``architecture`` and ``name`` come from the
+    model file."""
     words = " ".join(re.split(r"[\W_]+", name.lower())).strip()
     for architectures, pattern, found in _FAMILIES:
         if re.fullmatch(architectures, architecture) and re.search(pattern, words):

@@ -1,8 +1,8 @@
 """The :class:`~inferd.engine.backend.Backend` for embedding and ranking models on llama.cpp.
 
 A request becomes a job. One thread of a pool of two first converts all texts of the job to token sequences
-and checks them. A further thread computes batches of whole sequences. A batch takes one sequence of each job
-in turn until it is full, so concurrent requests share a batch, and a short request does not wait until a long
+and checks them. Another thread computes batches of whole sequences. A batch takes one sequence of each job in
+turn until it is full, so concurrent requests share a batch, and a short request does not wait until a long
 one has ended. The GIL is released while a batch is computed. A cancelled job is left out of the next batch.
 If all jobs of a batch are cancelled, the batch is interrupted.
 """
@@ -52,8 +52,7 @@ _CPU_BATCH_TOKENS = 256
 
 
 def _strips_accents(model: _llama.Model) -> bool:
-    """Returns whether the tokenizer removes accents. Reads the model file's metadata in the way of
-    llama.cpp."""
+    """Returns whether the tokenizer removes accents. Reads the model file's metadata as llama.cpp does."""
     if _llama.metadata(model, "tokenizer.ggml.model") != "bert":
         return False
     lowercase = _llama.metadata(model, "tokenizer.ggml.normalizer.lowercase") or "true"
@@ -61,8 +60,8 @@ def _strips_accents(model: _llama.Model) -> bool:
 
 
 class _Job:
-    """One request. The pool makes its ``sequences``; the computing thread adds the ``rows`` in the same
-    order."""
+    """One request. A thread of the pool makes its ``sequences``. The computing thread adds its ``rows`` in
+    the same order."""
 
     def __init__(self, finish: Callable[[bytes], Any], future: asyncio.Future[Any]) -> None:
         self.finish = finish
@@ -84,8 +83,8 @@ class _Job:
         return sum(map(len, self.sequences)) // _TOKEN_BYTES
 
     def settle(self, result: object) -> None:
-        """Gives ``result`` to the waiting coroutine, or raises it there if it is an exception. Called from
-        any thread."""
+        """Gives ``result`` to the waiting coroutine. If ``result`` is an exception, the coroutine raises it.
+        Called from any thread."""
         self.future.get_loop().call_soon_threadsafe(self._settle, result)
 
     def _settle(self, result: object) -> None:
@@ -98,7 +97,8 @@ class _Job:
 
 
 class EmbeddingModel(Backend):
-    """One loaded model that makes vectors, or scores if its pooling is ``rank``. :meth:`load` makes it."""
+    """One loaded model that makes vectors, or scores if its pooling is ``rank``. Create it with
+    :meth:`load`."""
 
     kind = "llamacpp"
 
@@ -140,10 +140,10 @@ class EmbeddingModel(Backend):
     ) -> EmbeddingModel:
         """Loads the model and makes its context. Blocks until that is done.
 
-        ``config.n_ctx`` limits the number of tokens of one input, and so does the context for which the model
-        was trained. Options for generation are ignored.
-        ``pooling`` is ``mean``, ``cls``, ``last`` or ``rank``, or ``None`` for the model file's own.
-        ``progress`` and the errors are those of ``LlamaCpp.load``.
+        ``config.n_ctx`` and the context for which the model was trained both limit the number of tokens of
+        one input. Options for generation are ignored. ``pooling`` is ``mean``, ``cls``, ``last`` or ``rank``,
+        or ``None`` for the pooling that the model file names. ``progress`` and the errors are those of
+        ``LlamaCpp.load``.
         """
 
         def report(fraction: float) -> bool:
@@ -251,8 +251,8 @@ class EmbeddingModel(Backend):
         return (unicodedata.normalize("NFD", text) if self._strips_accents else text).encode()
 
     def _checked(self, what: str, tokenize: Callable[..., bytes], *texts: bytes) -> bytes:
-        """Returns the tokens of ``texts``. Raises InvalidRequest for no token or too many; ``what`` names the
-        texts in its message."""
+        """Returns the tokens of ``texts``. Raises InvalidRequest if ``texts`` have no token or too many.
+        ``what`` names the texts in the error message."""
         try:
             tokens = tokenize(*texts)
         except ValueError as error:
@@ -276,8 +276,8 @@ class EmbeddingModel(Backend):
         return scores
 
     async def _compute(self, sequences: Iterator[bytes], finish: Callable[[bytes], R]) -> tuple[R, int]:
-        """Computes the rows of all ``sequences``. Returns what ``finish`` makes of the rows, and the number
-        of tokens."""
+        """Computes the rows of all ``sequences``. Returns the result of ``finish`` for the rows, and the
+        number of tokens."""
         if not self.ready() or self._loop is None:
             raise NotReady
         job = _Job(finish, self._loop.create_future())

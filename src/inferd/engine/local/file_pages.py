@@ -1,12 +1,12 @@
 """Releases the memory of a mapped model file after a load.
 
-llama.cpp maps the file into memory. Weights for a GPU, and weights that llama.cpp rearranges for the
-processor, are copied from there, and the pages of the originals stay resident although nothing reads them
-again. So ``give_back`` releases all pages of the file after a load. If a page is still needed, the system
-reads it again, from its page cache or from the disk.
+llama.cpp maps the model file into memory. It copies weights to a GPU, and rearranges others for the processor
+in a copy. The pages of the originals stay resident although nothing reads them again. So ``give_back``
+releases all pages of the file after a load. If a page is still needed, the system reads it again, from its
+page cache or from the disk.
 
-The list of mappings is a file, which the sandbox of an engine forbids to open, so ``hold`` opens it before.
-On a system without this file, nothing is released.
+``give_back`` reads the list of mappings, /proc/self/maps. The sandbox of an engine forbids opening files, so
+``hold`` opens the list before. On a system without this list, nothing is released.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Tool calls for models whose template does not support tools.
 
 The system message describes the tools and asks the model to write a call as one JSON object. If the model may
-also answer in text, the marker ``<tool_call>`` precedes the object. A guide (a grammar for the answer)
-constrains the answer from the first character if a call is required, else from the marker on.
+also answer in text, the marker ``<tool_call>`` precedes the object. A grammar for the answer, the guide,
+constrains the whole answer if a call is required, and otherwise the answer from the marker on.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def instructions(tools: Sequence[Tool], required: bool) -> str:
 
 
 def guide(guides: Guides, held: Mapping[str, Held], required: bool) -> _llama.Guide:
-    """Returns a guide for one call. The guide applies from the first token on if a call is ``required``, else
-    from the marker on."""
+    """Returns a guide for one call. The guide constrains the whole answer if a call is ``required``, and
+    otherwise the answer from the marker on."""
     calls = []
     rules = []
     for i, (name, each) in enumerate(held.items()):
@@ -90,8 +90,8 @@ class Reader:
         return events
 
     def cut(self) -> list[Event]:
-        """Ends an answer that was cut off. Returns the text that was held back as a possible marker. An
-        unfinished call gives no event."""
+        """Ends an answer that was cut off. Returns the text that was held back because it could begin the
+        marker. An unfinished call gives no event."""
         return [self._text(self._held)] if self._held and not self._in_call else []
 
     def _text(self, shown: str) -> Text:
@@ -100,7 +100,8 @@ class Reader:
         return Text(shown)
 
     def _split_before_marker(self) -> tuple[str, str]:
-        """Splits the text that was held back into the part to emit and an end that may begin the marker."""
+        """Splits the text that was held back into a part to emit, and an end with which the marker may
+        begin."""
         for n in range(min(len(self._held), len(MARKER) - 1), 0, -1):
             if self._held.endswith(MARKER[:n]):
                 return self._held[:-n], self._held[-n:]

@@ -1,8 +1,8 @@
 """The llama.cpp backend, which wraps the token loop as a :class:`~inferd.engine.backend.Backend`.
 
-It uses three kinds of threads. The event loop's thread owns the streams. A small pool renders and tokenises
-prompts and parses grammars, so that no request blocks the event loop. One engine thread decodes, and signals
-a file descriptor after each step; then :meth:`LlamaCpp._wake` wakes the streams that have new output.
+The event loop's thread owns the streams. A pool of threads, one for each concurrent request, renders and
+tokenises prompts and parses grammars. Another thread parses answers. One engine thread decodes, and signals a
+file descriptor after each step; then :meth:`LlamaCpp._wake` wakes the streams that have new output.
 """
 
 from __future__ import annotations
@@ -70,17 +70,17 @@ MAX_TOKENS = 1000
 class LlamaCppConfig:
     """The model to load, and its options.
 
-    ``name`` is the name of the config entry, ``model`` that of the model. ``fd`` is the open, verified file
-    to load; ``parts`` are the descriptors of a split model's other files. ``path`` is for display only.
-    ``n_ctx`` is the context of one request in tokens. ``n_parallel`` is the maximum number of concurrent
-    requests. If ``n_gpu_layers`` is -1, GPUs and RPC workers compute all layers. ``output_here`` keeps the
-    output matrix on this CPU. If ``threads`` is 0, the token loop chooses. ``flash_attention`` and ``drafts``
-    are ``auto``, ``on`` or ``off``. ``projector`` is the GGUF file of the encoder for images and sounds.
-    ``chat_template`` replaces the model's own template unless it is empty. ``draft_fd`` is the open file of a
-    small draft model with the same vocabulary. ``ahead_tokens`` limits the tokens that
-    :mod:`~inferd.engine.local.past.ahead` computes after an answer. ``keep_thinking`` leaves earlier thinking
-    in the prompt where the template would omit it, if the client sends it back. ``adapters`` are pairs of an
-    adapter and its open file.
+    ``name`` is the name of the config entry, and ``model`` is the name of the model. ``fd`` is the open,
+    verified file to load; ``parts`` are the descriptors of a split model's other files. ``path`` is for
+    display only. ``n_ctx`` is the context of one request in tokens. ``n_parallel`` is the maximum number of
+    concurrent requests. If ``n_gpu_layers`` is -1, GPUs and RPC workers compute all layers. ``output_here``
+    keeps the output matrix on this host's CPU. If ``threads`` is 0, the token loop chooses the number.
+    ``flash_attention`` and ``drafts`` are ``auto``, ``on`` or ``off``. ``projector`` is the GGUF file of the
+    encoder for images and sounds. ``chat_template`` replaces the model's own template unless it is empty.
+    ``draft_fd`` is the open file of a draft model with the same vocabulary. ``ahead_tokens`` limits the
+    tokens that :mod:`~inferd.engine.local.past.ahead` computes after an answer. With ``keep_thinking``, the
+    prompt keeps earlier thinking that the client sends back, even if the template would omit it. ``adapters``
+    are pairs of an adapter and its open file.
     """
 
     name: str
@@ -109,7 +109,7 @@ class LlamaCppConfig:
 
 
 class LlamaCpp(Backend):
-    """One loaded model, its context, and its engine thread. :meth:`load` makes it."""
+    """One loaded model, its context, and its engine thread. Create it with :meth:`load`."""
 
     kind = "llamacpp"
 
@@ -261,11 +261,11 @@ class LlamaCpp(Backend):
         self._thread.start()
 
     def keep_states(self, send: Send, idle_ms: int) -> None:
-        """Begins to exchange cache states with the daemon's files. ``send`` sends a message to the daemon."""
+        """Starts to exchange cache states with the daemon's files. ``send`` sends the daemon a message."""
         self.states = EngineStates(self._engine, send, idle_ms)
 
     async def generate(self, request: GenerateRequest, left: _llama.Cancellation | None = None) -> Stream:
-        """Starts a request. ``left`` ends its preparation sooner than a cancelled task does."""
+        """Starts a request. ``left`` cancels its preparation sooner than cancelling the task does."""
         if not self.ready() or self._loop is None:
             raise NotReady
         self._ahead.stop()
@@ -282,7 +282,7 @@ class LlamaCpp(Backend):
                 await asyncio.wait((submitted,))
             raise
         finally:
-            del work, submitted  # they keep their error alive, and that this frame with the attachments
+            del work, submitted  # their error refers to this frame, and would keep the attachments alive
         if isinstance(answer, Done):
             return Finished(answer)
         job, prepared, ended = answer
@@ -347,7 +347,7 @@ class LlamaCpp(Backend):
         return job, prepared, Ended(request, prepared.prompt, past.now, scope, adapter)
 
     def _drop(self, submitted: asyncio.Future[tuple[int, Prepared, Ended] | Done]) -> None:
-        """Drops a request whose client has left while the request was prepared."""
+        """Drops a request whose client left during its preparation."""
         if not submitted.cancelled() and submitted.exception() is None:
             answer = submitted.result()
             if not isinstance(answer, Done):

@@ -22,8 +22,8 @@ that template_limits.cpp allows. Only the used part of a stack takes memory."""
 
 
 def pass_on_log(at_least: int = 0) -> str:
-    """Moves llama.cpp's log lines to inferd's log, lines below the level ``at_least`` as debug lines. Returns
-    the last error among them, or ``""``."""
+    """Moves llama.cpp's log lines to inferd's log. Lines below the level ``at_least`` become debug lines.
+    Returns the last error line, or ``""``."""
     last_error = ""
     for level, text in _llama.drain_log():
         if level == GGML_ERROR:
@@ -80,8 +80,8 @@ def ended_on_error(pool: ThreadPoolExecutor) -> Iterator[None]:
 
 
 def accelerator_of(n_gpu_layers: int, n_layer: int) -> Accelerator:
-    """Returns the device of a model with ``n_layer`` layers. If ``n_gpu_layers`` is -1, the GPU computes all
-    layers."""
+    """Returns the device that computes a model with ``n_layer`` layers. If ``n_gpu_layers`` is -1, the GPU
+    computes all layers."""
     devices = _llama.devices()
     gpu = next((d for d in devices if d[0] in ("gpu", "igpu")), None)
     if gpu is None or n_gpu_layers == 0:

@@ -1,8 +1,8 @@
 """Checks and decodes the images and sounds of a request before the projector encodes them.
 
 The limits here apply to one image or sound; the wire layer limits the number and the bytes of a request's
-attachments. A picture can unpack to a thousand times its size, so its dimensions are checked before a pixel
-is decoded.
+attachments. A decoded image can be a thousand times as large as its file, so its dimensions are checked
+before a pixel is decoded.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ are never empty."""
 
 def to_item(media: Media, projector: _llama.Projector | None) -> Item:
     """Returns the engine's form of an attachment. Raises ``AttachmentUnsupported`` if the model does not
-    support its kind or type, and ``InvalidRequest`` if it is invalid or the request is cancelled."""
+    support the attachment's kind or media type. Raises ``InvalidRequest`` if the attachment is invalid or the
+    request is cancelled."""
     _llama.stop_if_cancelled()
     if projector is None or not (projector.vision if media.kind == "image" else projector.audio):
         raise AttachmentUnsupported(f"the model takes no {media.kind} attachments")

@@ -24,7 +24,7 @@ COMPANIONS = {"inferd-cuda": "libggml-cuda.so", "inferd-vulkan": "libggml-vulkan
 
 
 class Companion(NamedTuple):
-    """An installed companion package. ``problem`` is the reason why its library does not fit, or empty."""
+    """An installed companion package. ``problem`` is the reason why its library is not loaded, or empty."""
 
     name: str
     file: Path
@@ -50,8 +50,8 @@ def chosen_variant() -> str:
 
 
 def cannot_run(variant: str) -> str:
-    """Returns the error message for a machine that cannot run ``variant``, or cannot run any variant if
-    ``variant`` is empty."""
+    """Returns the error message for a processor that cannot run the CPU variant ``variant``. If ``variant``
+    is empty, the message is for a build of which no variant could be loaded."""
     if variant:
         return f"this processor cannot run the CPU variant {variant}; unset INFERD_CPU_VARIANT"
     return f"no CPU backend in {GGML} could be loaded; install inferd again"
@@ -85,7 +85,7 @@ def companions() -> list[Companion]:
 
 def not_loaded(companion: Companion) -> str:
     """Returns the reason why the library of ``companion`` cannot be loaded, or ``""``. The reason may be the
-    linker's, such as a missing library of the GPU's driver. Import the engine before, because this call loads
+    linker's, such as a missing library of the GPU's driver. Import the engine before this call, which loads
     the library."""
     if not companion.problem:
         import ctypes  # most installs have no companion
@@ -98,5 +98,5 @@ def not_loaded(companion: Companion) -> str:
 
 
 def companion_files() -> list[Path]:
-    """Returns the libraries of the companions that fit this inferd."""
+    """Returns the library files of the companions without a ``problem``."""
     return [companion.file for companion in companions() if not companion.problem]

@@ -41,5 +41,5 @@ class Supplies:
 
 @cache
 def supplies() -> Supplies:
-    """Returns the batteries of this machine. Their files stay open for the life of the process."""
+    """Returns the batteries of this machine. Their status files stay open for the life of the process."""
     return Supplies()

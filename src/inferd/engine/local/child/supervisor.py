@@ -231,7 +231,7 @@ class HostedModel(Backend):
         self._jobs.serve(None)
         if self._restarting is not None and not self._restarting.done():
             self._restarting.cancel()
-            await asyncio.wait((self._restarting,))  # a cancel here finds no serving process to forget
+            await asyncio.wait((self._restarting,))  # no process serves now: a cancelled caller leaves none
         running = self._jobs.take_running()
         for job in running:
             job.fail(Unavailable("the backend is closing"))

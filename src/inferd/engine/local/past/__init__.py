@@ -1,2 +1,1 @@
-"""What a model keeps for the next request of a conversation: its answers' tokens, its date, its next
-prompt."""
+"""Data that a model keeps for a conversation's next request: answers' tokens, the date, the next prompt."""

@@ -1,12 +1,11 @@
 """Computes the beginning of a conversation's next prompt while nothing else runs.
 
-Many templates omit the thinking of earlier turns once the user speaks again. Then the next prompt differs
-from the tokens in the slot from the first omitted thought on, and the model would compute the difference
-while the client waits. But inferd knows the next prompt up to the user's text as soon as the answer has
-ended.
+Many templates omit the thinking of earlier turns once the user speaks again. Then the next prompt equals the
+tokens in the slot only up to the first omitted thought, and the model would compute the rest while the client
+waits. But inferd knows the next prompt up to the user's text as soon as the answer has ended.
 
-The computation begins ``PAUSE_SECS`` after the answer, unless the machine runs on battery, and its tokens are
-limited. The next request stops it. Tokens computed by then stay in the cache.
+The computation begins ``PAUSE_SECS`` after the answer, unless the machine runs on battery, and the number of
+its tokens is limited. The next request stops it. The tokens that were computed stay in the cache.
 
 An ``Ahead`` belongs to one model and runs on the event loop.
 """
@@ -42,8 +41,8 @@ LEAST_TOKENS = 64
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A request whose answer has ended by itself. ``now`` is the time that its template got; ``scope`` and
-    ``adapter`` are those of its engine job."""
+    """A request whose answer the model has ended itself. ``now`` is the time that the template got. ``scope``
+    and ``adapter`` are those of the request's engine job."""
 
     request: GenerateRequest
     prompt: _llama.Prompt
@@ -53,7 +52,7 @@ class Ended:
 
 
 class Ahead:
-    """Computes ahead for a template that leaves out earlier thinking.
+    """Computes next prompts in advance, for a template that omits earlier thinking.
 
     ``most`` is the maximum number of tokens to compute after one answer; 0 disables the computation.
     """
@@ -81,7 +80,8 @@ class Ahead:
     def answered(self, ended: Ended, turn: Turn) -> None:
         """Begins to compute the next prompt after the answer ``turn``.
 
-        Does nothing if the next prompt cannot omit a thought, or if ``turn`` has tool calls.
+        Does nothing if the conversation has no thinking that the next prompt could omit, or if ``turn`` has
+        tool calls.
         """
         thought = bool(turn.thinking) or any(message.thinking for message in ended.request.messages)
         if self._most == 0 or turn.calls or not thought or not ended.request.cache:
@@ -144,8 +144,8 @@ class Ahead:
     def _next_prompt(
         self, ended: Ended, turn: Turn, cancellation: _llama.Cancellation
     ) -> _llama.Prompt | None:
-        """Returns the known beginning of the next prompt, or ``None`` if nearly all of it is computed
-        already.
+        """Returns the known beginning of the next prompt. Returns ``None`` if the prompt cannot be rendered,
+        contains media, or has fewer than ``LEAST_TOKENS`` tokens left to compute.
 
         Runs in a thread of the pool.
         """

@@ -1,10 +1,10 @@
 """Keeps the tokens of answers, which later prompts of the same conversation reuse.
 
-The next request of a conversation contains the answer. The model's template may write it differently than the
-model did: it reorders a call's arguments, changes their spaces, and strips the text. Then the tokens of the
-answer differ from those in the prefix cache, and the model would have to compute everything after them again.
-To avoid that, an assistant turn with the same text, thoughts and calls, at the same place of the
-conversation, is replaced in the prompt by its original tokens. A turn with any difference is rendered
+The next request of a conversation contains the answer. The model's template may write the answer differently
+than the model did: it reorders a call's arguments, changes their spaces, and strips the text. Then the tokens
+of the answer differ from those in the prefix cache, and the model would have to compute everything after them
+again. To avoid that, the answer's original tokens replace an assistant turn of the prompt that has the same
+text, thoughts and calls at the same place of the conversation. A turn with any difference is rendered
 normally.
 
 An ``Answers`` belongs to one model and is thread-safe.
@@ -66,8 +66,8 @@ class Answers:
     def of(self, request: GenerateRequest, *, thoughts: bool = True) -> list[Kept]:
         """Returns the kept answers among the messages of ``request``, in order.
 
-        If ``thoughts`` is false, answers with thinking before the last user message are left out: the kept
-        tokens include the thinking, and the template does not show it.
+        If ``thoughts`` is false, the template omits thinking before the last user message. Answers with such
+        thinking are left out, because their kept tokens include it.
         """
         found = []
         asked = max((i for i, message in enumerate(request.messages) if message.role == "user"), default=0)
@@ -91,8 +91,8 @@ class Answers:
 
 
 class Keeper:
-    """Keeps the answer to one request. If the answer ends by itself, set ``tokens`` and then call ``keep``,
-    which also calls ``ended`` with the answer."""
+    """Keeps the answer to one request. If the model ends the answer itself, the caller sets ``tokens`` and
+    then calls ``keep``, which also calls ``ended`` with the answer."""
 
     def __init__(
         self,
@@ -128,7 +128,7 @@ def _key(scope: str, place: int, thinking: str, text: str, calls: Sequence[ToolC
 
 
 def _value(arguments: str) -> object:
-    """Returns the arguments of a call, normalised: arguments with the same meaning compare equal."""
+    """Returns the arguments of a call in a normal form: arguments with the same meaning compare equal."""
     try:
         return _plain(orjson.loads(arguments))
     except orjson.JSONDecodeError:

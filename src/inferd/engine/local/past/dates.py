@@ -2,8 +2,8 @@
 
 Many templates put the date into the system prompt. When the date changes, no token after it can come from the
 prefix cache. So for a day, the template of each later request gets the time of the conversation's first
-request. A conversation is identified by the scope of its client and by its messages up to the first user
-message. A request without an earlier answer begins a new conversation.
+request. A conversation is identified by the ``scope`` of its requests and by the messages up to the first
+user message. A request without an earlier answer begins a new conversation.
 
 A ``Dates`` belongs to one model and is thread-safe.
 """

@@ -1,7 +1,8 @@
 """The process of an RPC worker: ``python -m inferd.engine.local.rpc.serve IP:port threads``.
 
-An RPC worker lends the devices of this machine to one engine at a time. The worker's sandbox permits a
-listening socket and nothing else. ``inferd rpc-worker`` starts the process, and restarts it when it ends.
+An RPC worker lends the devices of this machine to one engine at a time. The worker's sandbox permits one
+listening port, and with a GPU also the files and sockets of the GPU's driver. ``inferd rpc-worker`` starts
+the process, and restarts it when it ends.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Connects to llama.cpp's RPC workers, which compute a part of a model's layers on other hosts.
 
 The engine process is the workers' client, and connects when it loads a model. If ggml cannot reach a worker,
-or loses it later, it aborts the engine process. So :func:`reach` checks each worker before a load, and the
-supervisor restarts an engine that lost a worker. The protocol has no encryption and no keys, and a worker
-does not restrict what a client asks of it.
+or loses the connection later, ggml aborts the engine process. So :func:`reach` checks each worker before a
+load, and the supervisor restarts an engine that lost a worker. The protocol has no encryption and no keys,
+and a worker does whatever a client asks.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def reach(endpoint: str, absent_secs: float = 0.0, seconds: float = REACH_SECS) 
     """Waits at most ``seconds`` until the worker at ``endpoint`` answers a greeting. Raises ModelError if it
     does not.
 
-    A worker serves one client at a time. While it does, other clients get no answer. If the connection is
-    refused, tries again for ``absent_secs``, because the worker may be restarting.
+    A worker serves one client at a time and does not answer others meanwhile. If the connection fails, tries
+    again for ``absent_secs``, because the worker may be restarting.
     """
     end = time.monotonic() + absent_secs
     while True:

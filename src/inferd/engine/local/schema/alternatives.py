@@ -1,9 +1,9 @@
 """Resolves the schema of a tool to a list of alternatives, for call notations other than JSON.
 
 Each alternative is a *conjunction*: a list of schemas, all of which a value must match. Ignore ``$ref``,
-``allOf``, ``anyOf`` and ``oneOf`` in these schemas, because :func:`alternatives` has resolved them. A
-``oneOf`` is treated as an ``anyOf``. The schema was rewritten by
-:mod:`~inferd.engine.local.schema.schema_rules` before.
+``allOf``, ``anyOf`` and ``oneOf`` in the schemas of a conjunction, because :func:`alternatives` has resolved
+them. A ``oneOf`` is treated as an ``anyOf``. The tool's schema must have been rewritten by
+:mod:`~inferd.engine.local.schema.schema_rules`.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class TooManyAlternatives(Exception):
 
 
 class Budget:
-    """Limits the work of resolving alternatives, because definitions that use each other twice have
-    exponentially many parts."""
+    """Limits the work of resolving alternatives. If each definition uses the next one twice, the number of
+    parts grows exponentially."""
 
     def __init__(self, left: int = 2_000) -> None:
         self._left = left
@@ -56,8 +56,8 @@ class Budget:
 def alternatives(
     parts: Parts, root: Mapping[str, Any], budget: Budget | None = None, steps: int = 0
 ) -> list[Conjunction]:
-    """Returns the alternatives of a value that matches all ``parts``, each as a conjunction. The list is
-    empty if no value matches."""
+    """Returns the alternatives for a value that must match all ``parts``. Each alternative is a conjunction.
+    The list is empty if no value matches."""
     budget = budget or Budget()
     found: list[Conjunction] = [[]]
     for part in parts:
@@ -86,7 +86,8 @@ def alternatives(
 def parameters(root: Mapping[str, Any]) -> tuple[dict[str, Any], set[str]]:
     """Returns the schemas of all parameters of a tool by name, and the names of the required ones.
 
-    If alternatives declare the same parameter with different schemas, the result is their ``anyOf``.
+    If alternatives declare the same parameter with different schemas, the parameter's schema is their
+    ``anyOf``.
     """
     try:
         ways = alternatives([root], root)
@@ -138,7 +139,8 @@ def listed(conjunction: Conjunction) -> list[Any] | None:
 
 
 def scalar(conjunction: Conjunction, types: set[str]) -> dict[str, Any]:
-    """Returns the schema of those values whose type is one of ``types``: numbers, booleans or null."""
+    """Returns one schema for the matching values whose type is one of ``types``: numbers, booleans or
+    null."""
     limits = [{key: schema[key] for key in _LIMITS if key in schema} for schema in conjunction]
     schema: dict[str, Any] = {"type": sorted(types - {"integer"} if "number" in types else types)}
     given = [each for each in limits if each]
@@ -150,7 +152,7 @@ def scalar(conjunction: Conjunction, types: set[str]) -> dict[str, Any]:
 
 
 def string(conjunction: Conjunction) -> dict[str, Any]:
-    """Returns the schema of those values that are strings."""
+    """Returns one schema for the strings that match the conjunction."""
     limits = [{key: schema[key] for key in _OF_A_TEXT if key in schema} for schema in conjunction]
     return {"type": "string", "allOf": [each for each in limits if each]}
 
@@ -169,7 +171,7 @@ class Members:
 
 
 def members(conjunction: Conjunction) -> Members:
-    """Returns the members of those values that are objects."""
+    """Returns the members of the objects that match the conjunction."""
     required = {name for schema in conjunction for name in schema.get("required") or ()}
     names = [name for schema in conjunction for name in schema.get("properties") or ()]
     names += [name for schema in conjunction for name in schema.get("required") or ()]
@@ -207,8 +209,8 @@ def _others_of(schema: Mapping[str, Any]) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Items:
-    """The items of an array: the schemas of each of the ``first`` items, the schemas of every ``further``
-    item, and the ``least`` and ``most`` number of items."""
+    """The items of an array. ``first`` holds the schemas of each of the first items, and ``further`` the
+    schemas of every later item. An array has ``least`` to ``most`` items."""
 
     first: list[Parts]
     further: Parts
@@ -217,7 +219,7 @@ class Items:
 
 
 def items(conjunction: Conjunction) -> Items:
-    """Returns the items of those values that are arrays."""
+    """Returns the items of the arrays that match the conjunction."""
     count = max((len(schema.get("prefixItems") or ()) for schema in conjunction), default=0)
     first: list[Parts] = [[_item(schema, number) for schema in conjunction] for number in range(count)]
     most = [schema["maxItems"] for schema in conjunction if "maxItems" in schema]

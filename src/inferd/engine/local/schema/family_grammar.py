@@ -37,11 +37,11 @@ class Format:
     """The format of the answer to one rendered prompt. ``syntax`` is the parser in JSON. ``control`` maps the
     text of each control token to its id.
 
-    ``schema_of`` returns the JSON text of the schema for the name of a ``schema`` node or a rule, or ``None``
-    for raw text. ``texts_of`` returns the raw texts that a rule allows: a list, an expression, or ``None``
-    for any text. ``requires`` returns whether a tool requires a parameter. ``members`` returns the expression
-    for a tool's arguments in a notation of :mod:`~inferd.engine.local.schema.notations`, which the name of
-    the notation's rule identifies.
+    ``schema_of`` maps the name of a ``schema`` node or a rule to the JSON text of its schema, or to ``None``
+    for raw text. ``texts_of`` maps the name of a rule to the raw texts that it allows: a list, an expression,
+    or ``None`` for any text. ``requires`` returns whether a tool requires a parameter. ``members`` returns
+    the expression for a tool's arguments in a notation of :mod:`~inferd.engine.local.schema.notations`. The
+    notation's name is the name of the parser's rule for it.
     """
 
     def __init__(
@@ -80,13 +80,13 @@ class Format:
     def root(self, *, free_text: bool = False) -> str:
         """Returns the rule for the whole answer, including the part that is already in the prompt.
 
-        With ``free_text``, a text at the end of a sequence may contain anything but its delimiters.
+        With ``free_text``, a text node at the end of a sequence matches any text without its delimiters.
         """
         self._free_text = free_text
         return self.add("whole", self._expression(self._root))
 
     def calls(self) -> str:
-        """Returns the expression for one or several tool calls. Adds the rules that it needs to the
+        """Returns the expression for one or several tool calls. Adds the rules of the expression to the
         grammar."""
         nodes = self._nodes
         triggers = sorted(name for name, i in self._named.items() if nodes[i].get("trigger"))
@@ -105,7 +105,7 @@ class Format:
         return name.partition("[")[0]
 
     def fresh(self, name: str) -> str:
-        """Returns a new name for a rule, which begins with ``name``."""
+        """Returns a new name for a rule. The name begins with ``name``."""
         self._fresh += 1
         return f"{name}_{self._fresh}"
 
@@ -116,10 +116,12 @@ class Format:
         return self._values[text]
 
     def literal(self, text: str) -> str:
-        """Returns the expression for the literal ``text``, in which control tokens are tokens.
+        """Returns the expression for the literal ``text``. Control tokens in ``text`` are written as tokens,
+        not as characters.
 
-        Other markers of the format become separate parts of the expression, too. If several literals begin
-        alike, llguidance takes the longest one, and would skip a rule with shorter literals.
+        Other markers of the format become separate parts of the expression, too. Otherwise one literal could
+        be the beginning of another: llguidance takes the longest literal that fits, and would skip a rule
+        with a shorter one.
         """
         parts = []
         for part in filter(None, self._marks.split(text)):
@@ -146,9 +148,9 @@ class Format:
         return self.add(f"upto_{len(self._rules)}[lazy]", f"/(?s:.*?)(?:{pattern})/{without}")
 
     def raw(self, texts: Sequence[str] | str | None, ends: list[str], others: Sequence[str] = ()) -> str:
-        """Returns the expression for a raw text and one of its ``ends``. ``texts`` is a list of the allowed
-        texts or an expression for them. If ``texts`` is ``None``, any text without one of ``others`` is
-        allowed."""
+        """Returns the expression for a raw text followed by one of its ``ends``. ``texts`` is a list of the
+        allowed texts or an expression for them. If ``texts`` is ``None``, any text without one of ``others``
+        is allowed."""
         if isinstance(texts, str):
             return self._matching(texts, ends)
         if texts is None or any(end in text for end in ends for text in texts):
@@ -158,7 +160,7 @@ class Format:
 
     def _matching(self, expression: str, ends: list[str]) -> str:
         """Returns an expression for a text that matches ``expression`` and contains none of ``ends``,
-        followed by one of them."""
+        followed by one of ``ends``."""
         number = len(self._rules)
         text = self.add(f"TEXT_{number}", expression)
         if any(self._special.search(end) for end in ends):
@@ -168,21 +170,22 @@ class Format:
         return self.add(f"RAW_{number}", f"{with_end} & ~/(?s:.*)(?:{pattern})(?s:.+)/")
 
     def text(self, start: str) -> str:
-        """Returns the whole grammar. ``start`` is the expression that the grammar begins with."""
+        """Returns the whole grammar. ``start`` is the expression of its start rule."""
         rules = [f"{name}: {body}" for name, body in self._rules.items()]
         return "\n".join(("%llguidance {}", f"start: {start}", *rules))
 
     # Nodes.
 
     def _arguments(self) -> Iterator[tuple[int, str]]:
-        """Yields the number of each node around the arguments of a call, and the name of its tool."""
+        """Yields the number of each node that encloses the arguments of a call, and the name of the call's
+        tool."""
         for node in self._nodes:
             if node["type"] == "tag" and node["tag"] == "tool":
                 tool = self._literal_in("tool-name", node["child"])
                 yield from ((part, tool) for part in self._tagged("tool-args", node["child"]))
 
     def _tagged(self, tag: str, i: int) -> Iterator[int]:
-        """Yields the numbers of the nodes with this tag, among node ``i`` and the nodes below it."""
+        """Yields the numbers of the nodes with this tag, at or below node ``i``."""
         left, seen = [i], set()
         while left:
             at = left.pop()
@@ -201,10 +204,11 @@ class Format:
         return "" if tagged is None else str(self._nodes[self._nodes[tagged]["child"]].get("literal", ""))
 
     def _call_arguments(self, i: int, tool: str) -> str | None:
-        """Returns an expression for the arguments of a call: each at most once, in the order of the schema.
+        """Returns an expression for the arguments of a call to ``tool``: each argument at most once, in the
+        order of the schema.
 
-        The expression replaces a node that accepts any argument any number of times. Returns ``None`` for
-        other nodes.
+        The expression replaces node ``i`` if that node accepts any argument any number of times. Returns
+        ``None`` for other nodes.
         """
         arguments = self._nodes[i]
         if arguments["type"] == "rule" and arguments["name"] == DICT:
@@ -214,7 +218,7 @@ class Format:
         return self._in_order(arguments, tool) if arguments["type"] == "repetition" else None
 
     def _are_keywords(self, i: int) -> bool:
-        """Returns whether the first argument begins with ``name=``."""
+        """Returns whether the first argument below node ``i`` begins with ``name=``."""
         opened = next(self._tagged("tool-arg-open", i), None)
         inner = {} if opened is None else self._nodes[self._nodes[opened]["child"]]
         names = inner.get("children", ())
@@ -365,7 +369,7 @@ class Format:
         return " ".join(out)
 
     def _end_of(self, until: dict[str, Any], following: list[int]) -> str:
-        """Returns the delimiter of a text: the one that the nodes ``following`` the text begin with."""
+        """Returns the delimiter of the text node ``until`` with which the nodes ``following`` begin."""
         text = ""
         for node in map(self._resolved, following):
             if node["type"] == "literal":

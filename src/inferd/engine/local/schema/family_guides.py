@@ -1,8 +1,8 @@
 """Makes the guides of model families with their own answer format: thoughts, then calls or a JSON value.
 
 The format comes from llama.cpp's parser for the family (:mod:`~inferd.engine.local.schema.family_grammar`).
-llama.cpp makes the parser for a ``form``, which describes the tools by the parts of their schemas that the
-parser needs.
+llama.cpp makes the parser from a ``form``, which contains the parts of the tools' schemas that the parser
+needs.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def calls_form(
     listed: bool = False,
 ) -> dict[str, object]:
     """Returns the ``form`` for an answer that may call these tools. With ``typed``, each parameter gets
-    exactly one ``type``. With ``listed``, the type of an array parameter is written as a list."""
+    exactly one ``type``. With ``listed``, the type of an array parameter is the list ``["array"]``."""
     shapes = [
         {"name": tool.name, "description": "", "parameters": _shape(held[tool.name].schema, typed, listed)}
         for tool in tools
@@ -74,9 +74,10 @@ def calls(
     Otherwise it constrains the answer from the mark that begins a call. If the format has no such mark, the
     guide constrains the whole answer and allows free text.
 
-    ``syntax`` is the prompt's syntax, which may be repaired. Returns ``None`` if the grammar cannot express
-    the format, or if all schemas together are too large. Without a guide, llama.cpp's own grammar enforces
-    the format, and the arguments are checked at the end.
+    ``syntax`` is the prompt's parser in JSON, with the repairs of
+    :mod:`~inferd.engine.local.schema.family_repairs`. Returns ``None`` if the grammar cannot express the
+    format, or if all schemas together are too large. Without a guide, llama.cpp's own grammar enforces the
+    format, and the arguments are checked at the end.
     """
     schemas: dict[str, bytes | None] = {}
     texts: dict[str, Sequence[str] | str | None] = {}
@@ -152,8 +153,8 @@ def _whole(guides: Guides, form: Format, *, free_text: bool = False) -> _llama.G
 
 
 def _thoughts(form: Format, prompt: _llama.Prompt) -> str:
-    """Returns the expression for the thoughts before a call, or ``""`` if there are none. Thoughts that the
-    prompt has begun are required; others are optional."""
+    """Returns the expression for the thoughts before a call, or ``""`` if there are none. The thoughts are
+    required if the prompt has begun them, and otherwise optional."""
     start, ends = prompt.thinking[0].decode(), [end.decode() for end in prompt.thinking[1]]
     if not ends:
         return ""
@@ -216,8 +217,8 @@ def _without_expression(texts: Sequence[str] | str | None, simple: bool) -> Sequ
 
 
 def _with_definitions(schema: Any, root: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the schema of a parameter with the definitions of the tool's schema, so that it can be used on
-    its own."""
+    """Returns the schema of a parameter together with the definitions of the tool's schema, to which the
+    parameter's schema may refer."""
     if not isinstance(schema, dict):
         return {}
     definitions = {key: root[key] for key in ("$defs", "definitions") if key in root and key not in schema}
