@@ -67,7 +67,7 @@ class NotJson(DecodeError):
 
 
 class MalformedFrame(DecodeError):
-    """Bytes that are not a frame where a frame is expected."""
+    """Bytes that are not a frame, where the protocol requires a frame."""
 
     closes = True
 
@@ -77,7 +77,7 @@ class MalformedFrame(DecodeError):
 
 
 class WireVersionUnsupported(DecodeError):
-    """A framed request with an unsupported ``wire_version``, or without one."""
+    """A framed request whose ``wire_version`` is missing or unsupported."""
 
     code = "wire_version_unsupported"
     closes = True
@@ -286,7 +286,7 @@ class ModelTooLarge(BackendError):
 
 
 class EngineEnded(Unavailable):
-    """The engine process of the request has died or hung. A new one is started.
+    """The engine process of the request has died or hung. The daemon starts a new engine process.
 
     The circuit breaker does not count the lost requests, since the engine's supervisor limits the restarts.
     """

@@ -83,10 +83,10 @@ class GenerateRequest(Struct, frozen=True, kw_only=True):
     replaces each setting that ``sampling`` leaves open. Only a backend with its own queue uses ``priority``
     (``interactive`` or ``batch``).
 
-    With ``typed``, thinking and tool calls are separate events; without it, the model answers in text and
-    does not think first. If ``thinking`` is ``None``, the model decides whether it thinks. ``tool_choice`` is
-    ``auto``, ``none`` or ``required``. If ``tool_name`` is set, the model must call that tool. ``lora`` is
-    the name of an adapter, or empty.
+    With ``typed``, thinking and tool calls are separate events. Without ``typed``, the model answers in text
+    and does not think first. If ``thinking`` is ``None``, the model decides whether it thinks.
+    ``tool_choice`` is ``auto``, ``none`` or ``required``. If ``tool_name`` is set, the model must call that
+    tool. ``lora`` is the name of an adapter, or empty.
 
     With ``raw``, the text of the only message is the whole prompt, and no template is applied. If ``suffix``
     is set, the model fills in the text between the prompt and ``suffix``. With ``begun``, the last message is

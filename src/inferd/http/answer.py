@@ -1,9 +1,9 @@
 """Sends the HTTP response to a generation request: converts the daemon's events to the bytes of one API.
 
 Nothing is sent before the first event or keep-alive, so that an earlier error can still set the HTTP status.
-If the client closes its connection, the bridge cancels the request in the daemon, which frees its slot within
-one decoding step. A stream always ends with the final event of its API, or with an error in the form of this
-API.
+If the client closes its connection, the bridge cancels the request in the daemon, which frees the request's
+slot within one decoding step. A stream always ends with the final event of its API, or with an error in the
+form of this API.
 """
 
 from __future__ import annotations

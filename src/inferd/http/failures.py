@@ -29,7 +29,7 @@ LONGEST_RETRY_SECS = 30
 @dataclass(frozen=True, slots=True)
 class Row:
     """A kind of failure. ``status`` is the HTTP status. ``ollama`` is the status in Ollama's API, if it
-    differs."""
+    differs from ``status``."""
 
     status: int
     openai_type: str

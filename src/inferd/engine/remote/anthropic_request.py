@@ -1,7 +1,7 @@
 """Builds requests for Anthropic's Messages API on Bedrock.
 
-This module does not repeat the checks of the service. If the service refuses a request, its reason reaches
-the client as an ``InvalidRequest``.
+This module does not repeat the checks of the service. If the service refuses a request, the client gets the
+service's reason in an ``InvalidRequest``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """HTTP client code shared by the remote backends.
 
 An :class:`Upstream` is one server. The methods of ``Upstream`` convert every failure to an error of
-:mod:`inferd.errors`. If the caller stops reading a response early, its connection is closed at once.
+:mod:`inferd.errors`. If the caller stops reading a response early, the response's connection is closed at
+once.
 
 If the server explains an error status, the client gets the explanation. The log does not, because the
 explanation may quote the prompt.

@@ -2,7 +2,7 @@
 
 Options that the request leaves open are not sent, except ``max_tokens`` for v1. ``top_k``, ``min_p``,
 ``repeat_penalty``, ``grammar`` and the switch for thinking are common extensions of OpenAI's API; a server
-without them refuses the request.
+without these extensions refuses the request.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Parses the server-sent events of model servers: the data of each event, without comments.
 
-Some servers report an error as an event named ``error``, others in the data as ``{"error": …}``. The first
-form is converted to the second. Chunks may have any size. Lines end with CR, LF or both, as the standard
-allows. The end of the stream also ends an event, because some servers omit the last blank line.
+Some servers report an error as an event named ``error``, and other servers in the data as ``{"error": …}``.
+The first form is converted to the second. Chunks may have any size. Lines end with CR, LF or both, as the
+standard allows. The end of the stream also ends an event, because some servers omit the last blank line.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ lost:
   or keep only one; the first such text is put before the user's own text;
 * consecutive messages of one role are merged, a string is treated as a list of one text block, and ``null``
   as an empty list;
-* the arguments of a tool call keep their bytes; if two calls have the same id, the second gets another one.
+* the arguments of a tool call keep their bytes; if two calls have the same id, the second gets another id.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Makes Lark expressions for call arguments in notations other than JSON. llama.cpp's parsers for these
 notations accept any value.
 
-Gemma 4 writes ``{name:<|"|>text<|"|>,count:3,list:[1,2]}``. It sorts the members of an object by name, as its
-chat template does. LFM2.5 writes ``name="text", count=3, list=[1, 2]``, as Python does. The expressions
-enforce the tool's schema. They may forbid values that the schema allows: undeclared members must come after
-the declared ones, and must have short names.
+Gemma 4 writes ``{name:<|"|>text<|"|>,count:3,list:[1,2]}``. Gemma 4 sorts the members of an object by name,
+as its chat template does. LFM2.5 writes ``name="text", count=3, list=[1, 2]``, as Python does. The
+expressions enforce the tool's schema. They may forbid values that the schema allows: undeclared members must
+come after the declared ones, and must have short names.
 """
 
 from __future__ import annotations
