@@ -26,36 +26,36 @@ class SocketOptions:
         _SOCKETS,
         TcpAddress(),
         None,
-        "Serve v1 on this TCP address instead of its Unix socket. An address beyond loopback requires an "
-        "API key.",
+        "Serve the protocol v1 (text) on this TCP address instead of a Unix socket. An address beyond "
+        "loopback requires an API key.",
         key="listen.tcp",
     )
     uds: Path | None = option(
         _SOCKETS,
         FilePath(),
         paths.inference_socket_path,
-        "The path of the Unix socket for v1, which serves text.",
+        "The path of the Unix socket for the protocol v1, which serves text.",
         default_doc="`infer.sock` in the runtime directory",
     )
     v2: bool = option(
         _SOCKETS,
         Boolean(),
         True,
-        "Serve v2 (typed blocks, tools, attachments) on a separate socket.",
+        "Serve the protocol v2 (typed blocks, tools, attachments) on a separate socket.",
     )
     v2_tcp: str | None = option(
         _SOCKETS,
         TcpAddress(),
         None,
-        "Serve v2 on this TCP address instead of its Unix socket. An address beyond loopback requires an "
-        "API key.",
+        "Serve the protocol v2 on this TCP address instead of a Unix socket. An address beyond loopback "
+        "requires an API key.",
         key="listen.tcp_v2",
     )
     v2_addr: Path | None = option(
         _SOCKETS,
         FilePath(),
         paths.v2_socket_path,
-        "The path of the Unix socket for v2.",
+        "The path of the Unix socket for the protocol v2.",
         default_doc=(
             "`infer.v2.sock` in the directory of `--uds` if that is given, else in the runtime directory"
         ),
@@ -81,8 +81,8 @@ class SocketOptions:
         _SOCKETS,
         TcpAddress(),
         None,
-        "Serve embeddings on this TCP address instead of their Unix socket. An address beyond loopback "
-        "requires an API key.",
+        "Serve embeddings on this TCP address instead of a Unix socket. An address beyond loopback requires "
+        "an API key.",
         key="listen.tcp_embed",
     )
     embed_addr: Path | None = option(
@@ -105,8 +105,8 @@ class SocketOptions:
         _SOCKETS,
         TcpAddress(),
         None,
-        "Serve rankings on this TCP address instead of their Unix socket. An address beyond loopback "
-        "requires an API key.",
+        "Serve rankings on this TCP address instead of a Unix socket. An address beyond loopback requires "
+        "an API key.",
         key="listen.tcp_rerank",
     )
     rerank_addr: Path | None = option(
