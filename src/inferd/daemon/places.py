@@ -47,7 +47,7 @@ class Places:
             held.callback(self.admin.close)
             loads = any(isinstance(entry, LlamaCppEntry) and entry.preload for entry in settings.backends)
             if early and given.problem is None and not loads:
-                # An error is ignored here. The boot meets it again, and can report it on the admin socket.
+                # An error is ignored here: the boot binds again, and can report it on the admin socket.
                 with contextlib.suppress(AddressError):
                     self.bind(settings, addresses.of_text(settings))
             self._held = held.pop_all()

@@ -112,11 +112,11 @@ class Residency:
     @property
     def _directory(self) -> Directory:
         if self._made is None:
-            # Imports the store, so it is made for the first request that names a model.
+            # The directory imports the store, so it is made only when a request names a model.
             from inferd.daemon.directory import Directory
 
             self._made = Directory(self._router, self.settings)
-        self._made.settings = self.settings  # a reload replaces them
+        self._made.settings = self.settings  # a reload replaces the settings
         return self._made
 
     @asynccontextmanager
@@ -228,7 +228,7 @@ class Residency:
             resident.last_used = loop.time()
             self._stays(resident, USUAL)
             self._let_idle(name, resident)
-            resident.leaving = key != self._build_key(name)  # after a reload meanwhile
+            resident.leaving = key != self._build_key(name)  # a reload came during the load
             _log.info("model_resident", model=name, n_ctx=entry.n_ctx, estimate_bytes=estimate)
             self._tell(name, "resident", {"n_ctx": entry.n_ctx})
 

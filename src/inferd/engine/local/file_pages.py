@@ -36,8 +36,8 @@ def give_back(*files: int) -> int:
     size = 0
     for line in _lines():
         # 7f0c6a200000-7f0c6a400000 r--s 00000000 fe:01 1234  /path
-        # Devices are not compared: some file systems show another one here. Giving back a shared mapping that
-        # is never written loses nothing, whatever its file.
+        # Devices are not compared: some file systems show another device here than in fstat. Giving back a
+        # shared mapping that is never written loses nothing, whatever its file.
         place, access, _, _, inode = line.split(None, 5)[:5]
         if access == "r--s" and inode in wanted:
             begin, end = (int(number, 16) for number in place.split("-"))

@@ -153,8 +153,8 @@ class LlamaCpp(Backend):
         self._ahead = Ahead(family, engine, self._answers, preparing, supplies, most)
         self._streams: dict[int, JobStream] = {}
         self._preparing = preparing
-        # A family's parser reads the whole answer again for each piece. A separate thread keeps prompts from
-        # waiting.
+        # A family's parser reads the whole answer again for each piece. It has its own thread, so that the
+        # preparation of prompts does not wait.
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="inferd-read")
         self._thread = threading.Thread(target=engine.run, name="inferd-engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -278,7 +278,7 @@ class LlamaCpp(Backend):
         except asyncio.CancelledError:
             cancellation.cancel()
             submitted.add_done_callback(self._drop)
-            if not work.cancel():  # a thread has begun it; the request keeps its place until that ends
+            if not work.cancel():  # already being prepared; the request keeps its place until that ends
                 await asyncio.wait((submitted,))
             raise
         finally:

@@ -29,12 +29,12 @@ LOAD = 1  # Load; descriptors: the files of the model, then the projector, the d
 GENERATE = 2  # packed GenerateRequest
 EMBED = 3  # packed EmbedRequest
 RANK = 4  # packed RankRequest
-CANCEL = 5  # end the job soon; its Done still comes
+CANCEL = 5  # end the job soon; DONE still comes
 DROP = 6  # end the job; only GONE comes
 CREDIT = 7  # <I: bytes of the job's events that the daemon has passed on
 PING = 8
 KEPT = 9  # KeptState: an existing file
-STATE = 10  # STATE_BODY; job: the number of a file; its descriptor, or none if it is gone
+STATE = 10  # STATE_BODY; job: the number of a file; the file's descriptor, or none if the file is gone
 SAVED = 11  # (number of the file or 0, numbers of deleted files): the answer to SAVE
 FLUSH = 12  # save all states now
 # From the engine.

@@ -231,7 +231,7 @@ class EngineProcess:
     def _fail_load(self, error: InferdError) -> None:
         if not self._load.done():
             self._load.set_exception(error)
-            self._load.exception()  # a cancelled caller does not retrieve it
+            self._load.exception()  # otherwise asyncio warns of it if the caller was cancelled
 
     # The watch.
 

@@ -238,7 +238,7 @@ class HostedModel(Backend):
         process, self._process, self._serving = self._process, None, None
         if process is not None:
             self._last_reason = "a reload needed its memory"
-            # Nothing else refers to the process, so a cancelled caller must not keep it alive.
+            # Nothing else refers to the process, so it must end even if the caller is cancelled.
             await asyncio.shield(self._end(process, flush=process.running and not running))
 
     async def _end(self, process: EngineProcess, *, flush: bool) -> None:

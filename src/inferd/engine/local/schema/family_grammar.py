@@ -149,8 +149,8 @@ class Format:
 
     def raw(self, texts: Sequence[str] | str | None, ends: list[str], others: Sequence[str] = ()) -> str:
         """Returns the expression for a raw text followed by one of its ``ends``. ``texts`` is a list of the
-        allowed texts or an expression for them. If ``texts`` is ``None``, any text without one of ``others``
-        is allowed."""
+        allowed texts or an expression for them. If ``texts`` is ``None``, any text that contains none of
+        ``others`` is allowed."""
         if isinstance(texts, str):
             return self._matching(texts, ends)
         if texts is None or any(end in text for end in ends for text in texts):
