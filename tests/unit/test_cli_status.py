@@ -22,7 +22,7 @@ from inferd.cli.columns import caller
 from inferd.cli.status import admin_address, overview
 from inferd.client.admin import AdminClient
 from inferd.engine.local import states
-from inferd.engine.local.child import process
+from inferd.engine.local.child import spawned
 from inferd.serve.observe.metrics import Metrics
 from inferd.wire import admin as wire
 from tests.scripted_peer import AdminPeer, Peer
@@ -347,7 +347,7 @@ def test_unload_waits_for_as_long_as_a_model_may_take_to_close(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert (
-        states.FLUSH_SECS + states.FLUSH_STEP_SECS + process.END_SECS + process.KILL_SECS < loaded.UNLOAD_SECS
+        states.FLUSH_SECS + states.FLUSH_STEP_SECS + spawned.END_SECS + spawned.KILL_SECS < loaded.UNLOAD_SECS
     )
     monkeypatch.setattr(loaded, "ANSWER_SECS", 0.01)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -12,15 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from inferd.engine.local.child import process
-from inferd.engine.local.child.process import Patience
+from inferd.engine.local.child import messages as m
+from inferd.engine.local.child import process, spawned
+from inferd.engine.local.child.process import EngineProcess, Patience
 from inferd.engine.local.child.supervisor import HostedModel
 from inferd.errors import (
     EngineEnded,
+    ModelError,
     NotReady,
     Unavailable,
 )
 from tests.daemon_process import is_gone
+from tests.in_process import PATIENCE_SECS, until
 from tests.unit.test_engine_process import ask, begin, finish, hosted, pid_of
 
 
@@ -123,6 +127,40 @@ async def test_a_process_that_waits_for_a_processor_does_not_count_as_hung(
             await finish(stream)
 
 
+# An engine process that answers one ping after the other with the pulses PULSES, and then with the last one.
+PULSING = """
+import socket, struct
+link, pulses, header = socket.socket(fileno=0), list(PULSES), struct.Struct("<IIBB")
+while head := link.recv(header.size, socket.MSG_WAITALL):
+    size, job, kind, fds = header.unpack(head)
+    link.recv(size, socket.MSG_WAITALL)
+    if kind == PING:
+        body = pulses.pop(0) if pulses[1:] else pulses[0]
+        link.sendall(header.pack(len(body), 0, PONG, 0) + body)
+"""
+
+
+async def test_the_wait_of_one_slow_step_does_not_excuse_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All times are in thousands of seconds, so that those of the test itself do not count."""
+    waiting = m.Pulse(steps=1, busy_ms=12e6)  # of which it has waited 10 for a processor
+    pulses = [m.Pulse(steps=1, busy_ms=2e6), waiting, m.Pulse(steps=2, busy_ms=12e6)]
+    program = PULSING.replace("PULSES", repr([m.encode(pulse) for pulse in pulses]))
+    (tmp_path / "pulsing.py").write_text(program.replace("PING", str(m.PING)).replace("PONG", str(m.PONG)))
+    monkeypatch.setattr(spawned, "PROGRAM", "pulsing")
+    monkeypatch.setattr(spawned, "environment", lambda: {"PYTHONPATH": str(tmp_path)})
+    monkeypatch.setattr(process, "_BUSY_BEAT_SECS", 0.01)
+    monkeypatch.setattr(process, "waits_of", lambda pid: {"1": 0 if engine._pulse == pulses[0] else 10**13})
+    engine = EngineProcess("n", lambda reason: None, Patience(slow_secs=1e3, hang_secs=5e3))
+    load = engine.load(m.Load(name="n", model="m", path="p"), (), lambda phase, details: None)
+    try:
+        with pytest.raises(ModelError, match="no sign of life for 12000 s"):
+            await asyncio.wait_for(load, PATIENCE_SECS)
+    finally:
+        engine.kill("the test is over")
+
+
 def test_the_system_reports_how_long_each_thread_has_waited() -> None:
     assert str(os.getpid()) in process.waits_of(os.getpid())
     assert process.waits_of(2**22 + 1) == {}
@@ -144,3 +182,39 @@ async def test_a_stopped_process_cannot_block_the_shutdown() -> None:
         assert is_gone(pid)
         with pytest.raises((NotReady, Unavailable)):
             await model.generate(ask())
+
+
+def open_files() -> dict[int, str]:
+    """The targets of the descriptors of this process."""
+    found = {}
+    for fd in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+            found[int(fd.name)] = str(fd.readlink())
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")
+async def test_a_cancelled_close_still_ends_the_process_and_closes_its_descriptors() -> None:
+    before = open_files()
+    engine = EngineProcess("n", lambda reason: None, Patience())
+    os.kill(engine.pid, signal.SIGSTOP)  # so that it cannot end by itself
+    closing = asyncio.create_task(engine.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    try:
+        await until(lambda: is_gone(engine.pid) and open_files() == before)
+    finally:
+        engine.kill("the test is over")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")
+async def test_a_cancelled_close_of_a_model_closes_its_files() -> None:
+    async with hosted() as model:
+        pid, files = pid_of(model), {open_files()[fd] for fd in model._fds}
+        os.kill(pid, signal.SIGSTOP)
+        closing = asyncio.create_task(model.close())
+        await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.wait((closing,))
+        assert files.isdisjoint(open_files().values())
+        await until(lambda: is_gone(pid))

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from inferd.engine.local.child import messages as m
-from inferd.engine.local.child import process
+from inferd.engine.local.child import process, spawned
 from inferd.engine.local.child.link import HEADER, MAX_BODY_BYTES, Link
 from inferd.engine.requests import GenerateRequest, Media, Message, Tool
 from inferd.errors import ModelError
@@ -120,8 +120,8 @@ async def test_an_engine_that_sends_an_invalid_message_is_killed(
 ) -> None:
     message = HEADER.pack(len(body), 9, kind, 0) + body
     (tmp_path / "lying.py").write_text(LYING.replace("MESSAGE", repr(message)))
-    monkeypatch.setattr(process, "PROGRAM", "lying")
-    monkeypatch.setattr(process, "environment", lambda: {"PYTHONPATH": str(tmp_path)})
+    monkeypatch.setattr(spawned, "PROGRAM", "lying")
+    monkeypatch.setattr(spawned, "environment", lambda: {"PYTHONPATH": str(tmp_path)})
     ends: list[str] = []
     engine = process.EngineProcess("n", ends.append, process.Patience(hang_secs=1e6))
     load = m.Load(name="n", model="m", path="p")

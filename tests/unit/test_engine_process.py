@@ -17,7 +17,7 @@ import pytest
 
 from inferd.engine.backend import Stream
 from inferd.engine.events import Done, Frames
-from inferd.engine.local.child import process, supervisor
+from inferd.engine.local.child import process, spawned, supervisor
 from inferd.engine.local.child.messages import Load
 from inferd.engine.local.child.process import Patience
 from inferd.engine.local.child.supervisor import HostedModel
@@ -365,7 +365,7 @@ def test_it_is_reported_within_ten_seconds() -> None:
     ],
 )
 def test_an_end_is_reported_with_its_likely_cause(code: int, said: str) -> None:
-    assert process._ending(code) == said
+    assert spawned.ending(code) == said
 
 
 async def test_a_waiting_request_gets_the_reason_why_the_model_cannot_be_loaded_again() -> None:

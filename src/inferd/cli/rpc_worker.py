@@ -12,7 +12,7 @@ import click
 
 from inferd.cli.say import say
 from inferd.config.addresses import Workers
-from inferd.engine.local.child.process import environment
+from inferd.engine.local.child.spawned import environment
 from inferd.engine.local.rpc import workers
 from inferd.errors import ConfigError, ModelError
 

@@ -1,8 +1,6 @@
-"""The daemon's side of one engine process: starts the process, loads the model, sends jobs, watches the
-process and ends it.
+"""The daemon's side of one engine process: loads the model, sends jobs, watches the process and ends it.
 
-The event loop's thread starts the process, because the system kills the process when the thread that started
-it ends. Every message is validated. After the process has ended, ``lost`` is called on each running job. Then
+Every message is validated. After the process has ended, ``lost`` is called on each running job. Then
 ``on_exit`` is called once, with the reason.
 
 A process is hung, and is killed, if it answers no ping or if a step takes far longer than predicted. A
@@ -16,12 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import re
-import signal
-import socket
-import subprocess
-import sys
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,29 +24,11 @@ import msgspec
 from inferd import log
 from inferd.engine.local.child import messages as m
 from inferd.engine.local.child.link import Link
+from inferd.engine.local.child.spawned import END_SECS, Spawned, ending
 from inferd.errors import InferdError, ModelError
 from inferd.progress import Progress
 
-PROGRAM = "inferd.engine.local.child.host"
-END_SECS = 1.0
-"""The time limit for a process to end by itself."""
-KILL_SECS = 2.0
-"""The time limit for the system to end a killed process."""
-
 _BUSY_BEAT_SECS, _IDLE_BEAT_SECS = 1.0, 4.0
-_KEPT_STDERR_BYTES = 8192
-
-# An engine gets no other variable of the daemon's environment, which contains keys.
-_PASSED_ON = re.compile(
-    r"(PYTHON|LD_|DYLD_|GGML_|LLAMA_|CUDA_|NVIDIA_|HIP_|ROCR_|HSA_|VK_|OMP_|MALLOC_|LC_).*|LANG|TZ|INFERD_CPU_VARIANT"
-)
-# The lines of its stderr that may be logged: the place of a crash. Others could quote a request.
-_PLACE = re.compile(r'Fatal Python error: [\w ]+|  File "[^"]*", line \d+ in [\w<>]+|\S+:\d+: GGML_ASSERT.*')
-
-_MEANINGS = {
-    "SIGKILL": "the system may be out of memory",
-    "SIGBUS": "the model file may have become shorter while it was read",
-}
 
 _log = log.get("engine")
 
@@ -67,11 +41,6 @@ def waits_of(pid: int) -> dict[str, int]:
         with contextlib.suppress(OSError, IndexError, ValueError):  # the thread may have ended
             found[task.name] = int((task / "schedstat").read_text().split()[1])
     return found
-
-
-def environment() -> dict[str, str]:
-    """Returns the environment variables for a process that runs llama.cpp."""
-    return {name: value for name, value in os.environ.items() if _PASSED_ON.fullmatch(name)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,9 +66,16 @@ class Receiver(Protocol):
 
 
 class EngineProcess:
-    """A running engine process. Await :meth:`load` before the first :meth:`submit`."""
+    """A running engine process: the program ``spawned``, or a new one. Await :meth:`load` before the first
+    :meth:`submit`."""
 
-    def __init__(self, name: str, on_exit: Callable[[str], None], patience: Patience) -> None:
+    def __init__(
+        self,
+        name: str,
+        on_exit: Callable[[str], None],
+        patience: Patience,
+        spawned: Spawned | None = None,
+    ) -> None:
         self.name = name
         self.loaded: m.Loaded | None = None
         self.on_state: Callable[[int, int, bytes, list[int]], None] | None = None
@@ -114,7 +90,6 @@ class EngineProcess:
         self._last_job = 0
         self._progress: Progress | None = None
         self._load: asyncio.Future[m.Loaded] = self._loop.create_future()
-        self._ended: asyncio.Future[None] = self._loop.create_future()
         self._reason = ""
         self._pulse = m.Pulse()
         self._asked: float | None = None
@@ -122,34 +97,13 @@ class EngineProcess:
         self._step_waited = 0.0
         self._beat_due = 0.0
         self._beat: asyncio.TimerHandle | None = None
-        self._stderr = bytearray()
-        ours, theirs = socket.socketpair()
-        self._errors, errors = os.pipe2(os.O_CLOEXEC) if hasattr(os, "pipe2") else os.pipe()
-        try:
-            self._process = subprocess.Popen(  # noqa: S603 - our own program, with fixed arguments
-                [sys.executable, "-m", PROGRAM],
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                stderr=errors,
-                cwd="/",
-                env=environment(),
-                start_new_session=True,  # a terminal's Ctrl-C is for the daemon
-            )
-        except OSError as error:
-            ours.close()
-            os.close(self._errors)
-            raise ModelError(f"an engine process cannot be started: {error.strerror}") from error
-        finally:
-            theirs.close()
-            os.close(errors)
-        self._link = Link(ours, self._receive, self._hung_up)
-        os.set_blocking(self._errors, False)
-        self._loop.add_reader(self._errors, self._read_errors)
-        threading.Thread(target=self._reap, name="inferd-reap", daemon=True).start()
+        self._spawned = spawned or Spawned()
+        self._spawned.ended.add_done_callback(self._exited)
+        self._link = Link(self._spawned.sock, self._receive, self._hung_up)
 
     @property
     def pid(self) -> int:
-        return self._process.pid
+        return self._spawned.pid
 
     @property
     def running(self) -> bool:
@@ -211,7 +165,10 @@ class EngineProcess:
             self.on_state(kind, job, body, fds)
         elif kind == m.PONG:
             self._asked = None
-            self._pulse = m.decode(m.Pulse, body)
+            pulse = m.decode(m.Pulse, body)
+            if pulse.steps != self._pulse.steps:
+                self._step_waited = 0.0  # it was the wait of an earlier step
+            self._pulse = pulse
         elif kind == m.LOG:
             level, component, message, fields = m.decode(tuple[int, str, str, dict[str, object]], body)
             log.relay(level, component, message, {**fields, "engine": self.name})
@@ -284,70 +241,30 @@ class EngineProcess:
     def kill(self, reason: str) -> None:
         """Kills the process. ``on_exit`` gets the first ``reason``."""
         self._reason = self._reason or reason
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+        self._spawned.kill()
 
     async def close(self) -> None:
-        """Ends the process and waits for its end. Kills the process if it does not end within ``END_SECS``,
-        and then waits at most ``KILL_SECS``."""
+        """Ends the process and waits for its end (see :meth:`Spawned.end`)."""
         self._reason = self._reason or "the daemon has no more use for it"
         self._link.close()
-        await asyncio.wait((self._ended,), timeout=END_SECS)
-        if not self._ended.done():
-            self.kill("")
-            await asyncio.wait((self._ended,), timeout=KILL_SECS)
-        if not self._ended.done():
+        if not await self._spawned.end():
             _log.error("engine_stays", engine=self.name, pid=self.pid)
 
     def _hung_up(self) -> None:
         """Called when the process has closed the link or sent a malformed message. Kills the process if it
         does not end by itself."""
-        with contextlib.suppress(ProcessLookupError):
-            if self._process.poll() is None:
-                self._loop.call_later(END_SECS, self.kill, "it closed its link")
+        self._loop.call_later(END_SECS, self.kill, "it closed its link")
 
-    def _reap(self) -> None:
-        """Waits for the end of the process. Runs in a separate thread, because other ways to wait are not
-        portable."""
-        code = self._process.wait()
-        with contextlib.suppress(RuntimeError):  # the event loop is closed: the daemon ends, too
-            self._loop.call_soon_threadsafe(self._exited, code)
-
-    def _exited(self, code: int) -> None:
+    def _exited(self, ended: asyncio.Future[int]) -> None:
         self._link.drain()
         self._link.close()
         if self._beat is not None:
             self._beat.cancel()
-        self._read_errors()
-        self._loop.remove_reader(self._errors)
-        os.close(self._errors)
-        reason = self._reason or _ending(code)
-        where = [
-            line for line in self._stderr.decode("utf-8", "replace").splitlines() if _PLACE.fullmatch(line)
-        ]
+        reason = self._reason or ending(ended.result())
         self._fail_load(ModelError(f"the engine process ended while it loaded the model: {reason}"))
         for receiver in list(self._jobs.values()):
             receiver.lost()
         self._jobs.clear()
-        if where:
+        if where := self._spawned.crash_places():
             _log.error("engine_crashed", engine=self.name, pid=self.pid, reason=reason, where=where[:8])
-        self._ended.set_result(None)
         self._on_exit(reason)
-
-    def _read_errors(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            data = os.read(self._errors, 65536)
-            self._stderr += data
-            del self._stderr[:-_KEPT_STDERR_BYTES]
-            if not data:
-                self._loop.remove_reader(self._errors)
-
-
-def _ending(code: int) -> str:
-    """Describes the exit code of a process in words."""
-    if code >= 0:
-        return f"it left with exit status {code}"
-    with contextlib.suppress(ValueError):
-        name = signal.Signals(-code).name
-        return f"{name}, {_MEANINGS[name]}" if name in _MEANINGS else name
-    return f"signal {-code}"

@@ -220,11 +220,13 @@ class HostedModel(Backend):
         if self._closed:
             return
         self._closed = True
-        await self.rest()
-        self._jobs.fail_waiting(lambda: Unavailable("the backend is closing"))
-        for fd in self._fds:
-            os.close(fd)
-        self._fds.clear()
+        try:
+            await self.rest()
+        finally:  # a cancelled caller does not come again
+            self._jobs.fail_waiting(lambda: Unavailable("the backend is closing"))
+            for fd in self._fds:
+                os.close(fd)
+            self._fds.clear()
 
     async def rest(self) -> None:
         self._resting = True
