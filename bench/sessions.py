@@ -1,5 +1,5 @@
-"""Code that the cases of the prefix cache share: servers that keep computed prompts, and growing
-conversations.
+"""Code that the cases of the prefix cache share: servers that keep the KV caches of earlier prompts, and
+growing conversations.
 
 Both servers have the same number of slots, the same context and no flash attention. llama-server keeps its
 default prompt cache, in its slots and in memory. A conversation is a long system prompt and turns. As a

@@ -1,8 +1,8 @@
 """Measures a long request before and after a restart of the server.
 
-inferd keeps computed prompts in files. It takes part a second time without these files, and llama-server has
-no such files. The case measures the time to the first token before and after the restart, and the size of the
-files.
+inferd keeps the KV caches of earlier prompts in files. inferd also takes part without these files.
+llama-server has no such files. The case measures the time to the first token before and after the restart,
+and the size of the files.
 """
 
 from __future__ import annotations

@@ -15,13 +15,13 @@ from inferd.store import states
 
 @click.group("cache", cls=HelpfulGroup)
 def cache_command() -> None:
-    """Show or delete the files of computed prompts."""
+    """Show or delete the files with the KV caches of earlier prompts."""
 
 
 @cache_command.command("show")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show_command(as_json: bool) -> None:
-    """Show the size and the last use of each file of computed prompts."""
+    """Show the number, the size and the last use of the files with the KV caches of earlier prompts."""
     directory = paths.cache_dir()
     found = states.usage(directory)
     taken = sum(status.st_size for status in found)
@@ -45,5 +45,6 @@ def show_command(as_json: bool) -> None:
 
 @cache_command.command("clear")
 def clear_command() -> None:
-    """Delete the files of computed prompts. A running daemon keeps the prompts that it has in memory."""
+    """Delete the files with the KV caches of earlier prompts. A running daemon keeps the KV caches that it
+    has in memory."""
     say(f"{states.clear(paths.cache_dir())} files removed")

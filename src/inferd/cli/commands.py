@@ -37,7 +37,7 @@ COMMANDS = {
     "verify": ("models", "Check the hashes of stored models, or of all models without NAME."),
     "rm": ("models", "Delete models from the store."),
     "gc": ("models", "Delete files in the store that no model needs."),
-    "cache": ("cache", "Show or delete the files of computed prompts."),
+    "cache": ("cache", "Show or delete the files with the KV caches of earlier prompts."),
     "bench": ("bench", "Measure the speed of a model on this machine."),
     "config": ("config", "Show, check and write the configuration."),
     "doctor": ("doctor", "Check this machine for faults."),

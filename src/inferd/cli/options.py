@@ -302,7 +302,7 @@ def sampling_options(command: F) -> F:
             click.option(
                 "--session",
                 metavar="NAME",
-                help="The name of the conversation, which helps the daemon to keep the computed prompt.",
+                help="The name of the conversation: a hint to the daemon to keep its KV cache.",
             ),
             click.option(
                 "--priority",

@@ -78,9 +78,9 @@ class GenerateRequest(Struct, frozen=True, kw_only=True):
     If ``max_tokens`` is ``None``, the backend sets the limit. ``json_schema`` (JSON text) and ``grammar``
     (GBNF) exclude each other. With ``schema_lenient``, a keyword that cannot be enforced is dropped if the
     finished answer can be checked for it. ``frame`` is ``None`` if the client wants no token frames. Requests
-    with the same ``scope`` may reuse each other's computed prefixes, unless ``cache`` is false. ``session``
-    is the client's name for the conversation. With ``model_defaults``, the publisher's recommendation
-    replaces each setting that ``sampling`` leaves open. Only a backend with its own queue uses ``priority``
+    with the same ``scope`` may reuse each other's KV caches, unless ``cache`` is false. ``session`` is the
+    client's name for the conversation. With ``model_defaults``, the publisher's recommendation replaces each
+    setting that ``sampling`` leaves open. Only a backend with its own queue uses ``priority``
     (``interactive`` or ``batch``).
 
     With ``typed``, thinking and tool calls are separate events. Without ``typed``, the model answers in text

@@ -122,7 +122,7 @@ class RequestContext(Generic[R]):
 
     @property
     def scope(self) -> str:
-        """The owner, as a string. Requests with different scopes never share cached computations."""
+        """The owner, as a string. Requests with different scopes never share KV caches."""
         return repr(self.owner)
 
     @property

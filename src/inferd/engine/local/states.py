@@ -1,4 +1,4 @@
-"""Moves computed prompts (states of the KV cache) between an engine process and the daemon's files.
+"""Moves the KV caches of earlier prompts (the states) between an engine process and the daemon's files.
 
 When the engine starts, the daemon tells it which files exist. If a request begins with the tokens of a file,
 the engine asks the daemon for the descriptor of the file. Only this request waits. To save a state, the

@@ -200,13 +200,13 @@ def _of_backends(metrics: Metrics) -> Iterator[Metric]:
     )
     yield _gauge(
         "inferd_cache_bytes",
-        "Memory used for computed prompts outside the slots.",
+        "Memory for the KV caches of earlier prompts outside the slots.",
         label,
         each(lambda b: b.cache_bytes),
     )
     yield _gauge(
         "inferd_cache_tokens",
-        "Tokens of computed prompts in idle slots and in memory.",
+        "Tokens in the KV caches of earlier prompts, in idle slots and in memory.",
         label,
         each(lambda b: b.cache_tokens),
     )
@@ -292,7 +292,7 @@ def _of_entries(backends: list[dict[str, Any]]) -> Iterator[Metric]:
         ),
         (
             "inferd_cache_disk_bytes",
-            "Size of the files with the backend's computed prompts.",
+            "Size of the files with the KV caches of the backend's earlier prompts.",
             "cache_disk_bytes",
         ),
     ):
@@ -302,7 +302,7 @@ def _of_entries(backends: list[dict[str, Any]]) -> Iterator[Metric]:
     removed = [((of,), engine["cache_files_removed"]) for of, engine in engines]
     yield _counter(
         "inferd_cache_files_removed",
-        "Files of computed prompts removed because they were damaged or from another model.",
+        "Files with KV caches that were removed because they were damaged or made with another key.",
         ("backend",),
         removed,
     )

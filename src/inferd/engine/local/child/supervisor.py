@@ -58,8 +58,8 @@ _log = log.get("engine")
 class HostedModel(Backend):
     """The model of ``load``. This object owns ``fds``, the model's verified files, and passes them to each
     process that it starts. ``check_files`` raises ModelError if a file has changed. ``system`` is the system
-    prompt of requests without one. ``states`` keeps computed prompts in files, which a later daemon can use,
-    too. ``estimate_bytes`` is the memory that an engine process of the model may need."""
+    prompt of requests without one. ``states`` keeps the KV caches of earlier prompts in files, which a later
+    daemon can use, too. ``estimate_bytes`` is the memory that an engine process of the model may need."""
 
     kind = "llamacpp"
 

@@ -66,7 +66,7 @@ struct Job {
     std::vector<llama_token> preserved;  // control tokens that are shown as text
     bool uses_cache = true;              // false: reuses nothing of other requests and leaves nothing to them
     int adapter = -1;                    // the number of its LoRA adapter, -1 = none
-    std::string scope;                   // only requests of one scope share computed prefixes
+    std::string scope;                   // only requests of one scope share KV caches
     std::string session;                 // the client's name for the conversation, or empty
 
     // The engine thread's working state; `tokens`, `media`, `marks`, `logprobs` and `submitted_us` begin as submitted.
