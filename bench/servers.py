@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -38,8 +39,15 @@ Contestant = TypeVar("Contestant", bound=AbstractContextManager[Any])
 T = TypeVar("T")
 
 
+_FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/:'\"]+/)+")
+
+
 class Unavailable(Exception):
-    """A contestant cannot take part; the text gives the reason and the remedy."""
+    """A contestant cannot take part; the text gives the reason and the remedy. An absolute path is cut to the
+    name of its file, because the text becomes part of the report."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(_FOLDERS.sub("", reason))
 
 
 def started(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -52,3 +53,18 @@ def test_a_peer_that_dies_is_missing_with_its_signal_and_the_others_are_measured
     assert list(report.missing) == ["dies"]
     assert report.missing["dies"].startswith("does not run (SIGILL)")
     assert report.values("lives", "decode") == [2.0]
+
+
+def test_a_missing_peer_is_reported_without_the_folders_of_this_machine(tmp_path: Path) -> None:
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.symlink_to(sys.executable)
+    with pytest.raises(servers.Unavailable) as missing:
+        servers.require_module(python, "no_such_module", "no-such-package")
+    assert str(missing.value).startswith("not installed; run python -m pip install no-such-package")
+    trace = (
+        f'does not run: File "{tmp_path}/a/b.py", line 1: see https://example.org/a/b and bench/peers/x.py'
+    )
+    assert str(servers.Unavailable(trace)) == (
+        'does not run: File "b.py", line 1: see https://example.org/a/b and bench/peers/x.py'
+    )
