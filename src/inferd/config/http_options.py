@@ -76,7 +76,7 @@ class HttpOptions:
         _HTTP,
         Text("VERSION", needed=True),
         "0.13.5",
-        "The version of Ollama that /api/version reports. Some clients refuse an old one.",
+        "The version of Ollama that /api/version reports. Some clients refuse old versions.",
         key="http.ollama_version",
     )
     http_aliases: Mapping[str, str] = option(

@@ -87,8 +87,7 @@ BACKEND_KEYS: dict[str, tuple[Key, ...]] = {
             "draft",
             Name(),
             "The name of a draft model in the store or the catalogue: a small model with the same "
-            "vocabulary, which guesses tokens in advance. The option `drafts` says when the guesses are "
-            "used.",
+            "vocabulary, which drafts tokens. The option `drafts` says when the drafts are used.",
         ),
         Key(
             "draft_path",

@@ -240,9 +240,9 @@ class ModelOptions:
         _ENGINE,
         Choice(("auto", "on", "off")),
         "auto",
-        "When to guess tokens in advance (speculative decoding). The guesses come from text that a schema "
-        "forces, from n-grams, and from the `draft` model of an entry. `auto`: only while measurements show "
-        "that guessing is faster. `on`: whenever a guess is likely to be right. `off`: never.",
+        "When to draft tokens (speculative decoding). The drafts come from text that a schema forces, from "
+        "n-grams, and from the `draft` model of an entry. `auto`: only while measurements show that "
+        "drafting is faster. `on`: whenever a draft is likely to be right. `off`: never.",
         key="engine.drafts",
         reload=True,
     )

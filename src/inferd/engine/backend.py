@@ -140,8 +140,8 @@ class Backend(ABC):
         """Returns whether the backend can serve a request now."""
 
     def alive(self) -> bool:
-        """Returns whether the backend's threads still run. If the threads have ended, only a restart of the
-        process helps."""
+        """Returns false if the backend is broken, for example because its engine process cannot be started
+        again. A reload of the configuration then replaces the backend."""
         return True
 
     async def look(self) -> int | None:
