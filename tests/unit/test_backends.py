@@ -14,11 +14,12 @@ import pytest
 
 from inferd.config.entries import BackendEntry, LlamaCppEntry, MockEntry, OpenAICompatEntry
 from inferd.config.settings import Settings
-from inferd.daemon import backends
-from inferd.daemon.backends import Backends, in_thread
+from inferd.daemon import threads
+from inferd.daemon.backends import Backends
 from inferd.daemon.build import build_key
 from inferd.daemon.residency import Residency
 from inferd.daemon.room import Room
+from inferd.daemon.threads import in_thread
 from inferd.engine.mock import Mock
 from inferd.errors import BootCancelled, ModelError
 from inferd.http.models import Models
@@ -200,7 +201,7 @@ async def test_the_phases_of_a_call_come_before_its_result(monkeypatch: pytest.M
             done.set_result(call(*args))
             return done
 
-    monkeypatch.setattr(backends, "ThreadPoolExecutor", AtOnce)
+    monkeypatch.setattr(threads, "ThreadPoolExecutor", AtOnce)
     loop, seen = asyncio.get_running_loop(), list[str]()
     await in_thread(lambda: loop.call_soon_threadsafe(seen.append, "phase"), threading.Event())
     assert seen == ["phase"]

@@ -11,14 +11,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 from inferd import log
 from inferd.config.entries import BackendEntry, LlamaCppEntry
 from inferd.config.settings import Settings
 from inferd.daemon.build import build_key, route_of
 from inferd.daemon.room import Room
+from inferd.daemon.threads import in_thread
 from inferd.engine.backend import Backend
 from inferd.errors import ModelError
 from inferd.progress import Progress
@@ -34,7 +34,6 @@ PROGRESS_SECS = 0.1
 
 Build = Callable[[Settings, BackendEntry, Progress, threading.Event], Backend]
 Show = Callable[[str, Mapping[str, object]], None]
-T = TypeVar("T")
 
 _log = log.get("backends")
 
@@ -221,24 +220,6 @@ class Pace:
         if phase != last_phase or whole or now - last_time >= PROGRESS_SECS:
             self._last = (phase, now)
             self._show(phase, details)
-
-
-async def in_thread(call: Callable[[], T], cancelled: threading.Event) -> T:
-    """Runs ``call`` in a thread of its own. If the task is cancelled, sets ``cancelled`` and waits until the
-    call ends."""
-    thread = ThreadPoolExecutor(1, thread_name_prefix="inferd-load")
-    running = asyncio.get_running_loop().run_in_executor(thread, call)
-    thread.shutdown(wait=False)  # the thread ends with the call instead of staying in a pool
-    try:
-        # From Python 3.14 on, a call that has already ended gives its result at once. What it has scheduled
-        # on the loop before, such as a phase of a load, comes first.
-        await asyncio.sleep(0)
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        cancelled.set()
-        await asyncio.wait((running,))
-        running.exception()  # avoids "exception was never retrieved"
-        raise
 
 
 def capabilities_frame(backend: Backend, route: Route, *, pooled: bool) -> bytes:

@@ -29,12 +29,13 @@ from inferd.config import fingerprints
 from inferd.config.settings import OPTIONS, Settings
 from inferd.config.sources import LoadedConfig
 from inferd.daemon import addresses, systemd
-from inferd.daemon.backends import Backends, Build, in_thread
+from inferd.daemon.backends import Backends, Build
 from inferd.daemon.descriptors import raise_descriptor_limit
 from inferd.daemon.places import Places
 from inferd.daemon.residency import Residency
 from inferd.daemon.room import Room
 from inferd.daemon.server import FLUSH_GRACE_SECS, Server
+from inferd.daemon.threads import in_thread
 from inferd.errors import AddressError, BootCancelled, InferdError
 from inferd.log import library
 from inferd.serve.health import HealthWatch

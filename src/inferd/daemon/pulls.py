@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping
 from inferd import log
 from inferd.config.entries import ModelSpec
 from inferd.config.settings import Settings
-from inferd.daemon.backends import Pace, Show, in_thread
+from inferd.daemon.backends import Pace, Show
+from inferd.daemon.threads import in_thread
 from inferd.errors import InferdError, InvalidRequest, ModelNotFound
 from inferd.progress import Progress
 from inferd.store.catalogue import HUB_MODELS, lookup

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING
 from inferd import log
 from inferd.config.entries import LlamaCppEntry
 from inferd.config.settings import Settings
-from inferd.daemon.backends import Build, in_thread, started
+from inferd.daemon.backends import Build, started
 from inferd.daemon.build import build_key
+from inferd.daemon.threads import in_thread
 from inferd.engine.backend import Backend, EngineState
 from inferd.errors import (
     AdmissionClosed,
