@@ -46,17 +46,20 @@ def write_llama(
     eager: bool = False,
     whole: bool = False,
     vocabulary: int = 0,
+    template: str = "",
     **sampling: float,
 ) -> Path:
     """Writes a model of one layer, which prefers tokens that end something; returns its path.
 
     An ``eager`` model ends its turn as soon as it may. Its file recommends ``sampling`` and has the further
     ``keys``. With several ``files`` the model is split, and the path is that of the first file.
-    Unlikely tokens are added until there are ``vocabulary`` tokens.
+    Unlikely tokens are added until there are ``vocabulary`` tokens. A ``template`` replaces the tokenizer's.
     """
     width = WIDTH
     tokenizer = _whole_tokenizer() if whole else _tokenizer()
     tokenizer = _longer(tokenizer, vocabulary)
+    if template:
+        tokenizer = {**tokenizer, "tokenizer.chat_template": _value(template)}
     tokens = _texts(tokenizer["tokenizer.ggml.tokens"])
     output = np.zeros((len(tokens), width), dtype=np.float32)
     output[:, 0] = [LIKELY if text[:1] and text[0] in ENDS else 0.0 for text in tokens]
@@ -194,7 +197,8 @@ def _write_file(path: Path, entries: Sequence[bytes], tensors: Mapping[str, Floa
 
 
 def _text(text: str) -> bytes:
-    return struct.pack("<Q", len(text)) + text.encode("ascii")
+    data = text.encode()
+    return struct.pack("<Q", len(data)) + data
 
 
 def _value(value: str | int | float | Sequence[int]) -> bytes:

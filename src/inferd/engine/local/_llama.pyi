@@ -67,6 +67,7 @@ class Model:
         report: Callable[[float], bool],
         parts: Sequence[int] = (),
         output_here: bool = False,
+        vocab_only: bool = False,
     ) -> None: ...
     @property
     def n_ctx_train(self) -> int: ...

@@ -24,7 +24,7 @@ from inferd import log
 from inferd.engine.backend import Backend, Capabilities, Finished, Stream
 from inferd.engine.events import CacheUse, Done, DraftUse, StopReason, Timings, Usage
 from inferd.engine.local import _llama
-from inferd.engine.local.child.messages import Adapter, Pulse
+from inferd.engine.local.child.messages import Adapter, Pulse, Template
 from inferd.engine.local.conversation import NOTHING, Family, Past, Prepared, prepare, shows_earlier_thoughts
 from inferd.engine.local.file_pages import give_back
 from inferd.engine.local.loading import (
@@ -46,14 +46,7 @@ from inferd.engine.local.streams.job_stream import JobStream, Trace
 from inferd.engine.local.streams.typed_stream import TypedStream, raw_frames
 from inferd.engine.local.suggested import DEFAULTS, suggested
 from inferd.engine.requests import GenerateRequest
-from inferd.errors import (
-    BackendInternal,
-    InferdError,
-    InvalidRequest,
-    ModelError,
-    NotReady,
-    Unavailable,
-)
+from inferd.errors import BackendInternal, InferdError, InvalidRequest, ModelError, NotReady, Unavailable
 from inferd.progress import Progress
 
 _log = log.get("llamacpp")
@@ -124,6 +117,7 @@ class LlamaCpp(Backend):
     ) -> None:
         self.name = config.name
         self.model = config.model
+        self.template = Template(tools=family.templates.tools, thinking=family.templates.thinking)
         self._family = family
         self._engine = engine
         self._capabilities = Capabilities(
@@ -132,7 +126,7 @@ class LlamaCpp(Backend):
             audio=family.projector is not None and family.projector.audio,
             audio_sample_rate=family.projector.sample_rate if family.projector else 0,
             tools=True,
-            thinking=family.templates.thinking,
+            thinking=self.template.thinking,
             accelerator=accelerator_of(config.n_gpu_layers, model.n_layer),
             n_ctx=engine.n_ctx,
             n_parallel=engine.n_seq,

@@ -33,8 +33,10 @@ from inferd.engine.local.child import cage
 from inferd.engine.local.child import messages as m
 from inferd.engine.local.child.link import Link, receive
 from inferd.engine.local.child.load import (
+    analyse_template,
     cage_profile,
     limit_memory,
+    limit_time,
     load_model,
     preload_modules,
     worker_ports,
@@ -99,6 +101,10 @@ class Host:
             lambda record: send(m.LOG, record[1], record[2], record[3], _plain(record[4])),
         )
         try:
+            if load.template_only:
+                analysed = await self._loop.run_in_executor(None, analyse_template, load, fds)
+                self._link.send(m.LOADED, 0, m.encode(m.Loaded(cage=held, template=analysed)))
+                return
             model = await self._loop.run_in_executor(None, load_model, load, fds, progress)
             await model.start()
         except Exception as error:
@@ -109,7 +115,9 @@ class Host:
         gc.freeze()  # a collection of all modules would hold up every request for milliseconds
         if load.files and isinstance(model, LlamaCpp):
             model.keep_states(self._link.send, load.file_after_ms)
-        self._link.send(m.LOADED, 0, m.encode(m.Loaded(capabilities=model.capabilities(), cage=held)))
+        template = model.template if isinstance(model, LlamaCpp) else None
+        loaded = m.Loaded(capabilities=model.capabilities(), cage=held, template=template)
+        self._link.send(m.LOADED, 0, m.encode(loaded))
 
     # Jobs.
 
@@ -285,6 +293,8 @@ def serve() -> None:
     profile = cage_profile(load)
     held = cage.enter(profile, fds, worker_ports(load))
     limit_memory(load, profile)
+    if load.template_only:
+        limit_time()
     # Threads that prepare requests yield the GIL to the event loop after 0.1 ms, not after 5.
     sys.setswitchinterval(0.0001)
     loop = new_event_loop()

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from inferd.engine.local import _llama, file_pages, power
-from inferd.engine.local.child.messages import Load
+from inferd.engine.local.child.messages import Load, Template
 from inferd.engine.local.embedding import EmbeddingModel
 from inferd.engine.local.llamacpp import LlamaCpp, LlamaCppConfig
-from inferd.engine.local.loading import PREPARING_STACK_BYTES, accelerator_of
+from inferd.engine.local.loading import PREPARING_STACK_BYTES, accelerator_of, loading, preparing_threads
 from inferd.engine.local.rpc.workers import parts_of, reach
 from inferd.errors import ModelError
 from inferd.progress import Progress
@@ -73,6 +73,22 @@ def load_model(load: Load, fds: Sequence[int], progress: Progress) -> LlamaCpp |
     return LlamaCpp.load(config, progress=progress, cancelled=cancelled)
 
 
+def analyse_template(load: Load, fds: Sequence[int]) -> Template:
+    """Analyses the chat template as :func:`load_model` does, without loading weights. Blocks. Raises
+    ModelError."""
+    with preparing_threads(1) as preparing, loading(threading.Event()):
+        model = _llama.Model(
+            fds[0],
+            path=load.path,
+            n_gpu_layers=0,
+            report=lambda fraction: True,
+            parts=fds[1:],
+            vocab_only=True,
+        )
+        templates = preparing.submit(_llama.Templates, model, load.chat_template).result()
+        return Template(tools=templates.tools, thinking=templates.thinking)
+
+
 def _offloaded_layers(load: Load) -> int:
     """Returns the number of layers that GPUs and RPC workers compute instead of the CPU of this host.
     llama.cpp distributes these layers over the GPUs and workers by their memory."""
@@ -104,6 +120,18 @@ def limit_memory(load: Load, profile: str) -> None:
             resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
+ANALYSIS_CPU_SECS = 10
+"""The processor time of a process that only analyses a template, its start included."""
+
+
+def limit_time() -> None:
+    """Limits the processor time of this process. Time in which it waits for a processor does not count."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    if hard == resource.RLIM_INFINITY or hard > ANALYSIS_CPU_SECS:
+        # SIGXCPU at the first limit tells the daemon more than SIGKILL at the second.
+        resource.setrlimit(resource.RLIMIT_CPU, (ANALYSIS_CPU_SECS, ANALYSIS_CPU_SECS + 1))
+
+
 def cage_profile(load: Load) -> str:
     """Returns the sandbox profile for this load (see :mod:`~inferd.engine.local.child.cage`). A load with a
     GPU or with RPC workers needs a profile that permits more."""
@@ -128,6 +156,8 @@ def preload_modules(load: Load) -> None:
         from PIL import Image, WebPImagePlugin  # noqa: F401
 
         Image.preinit()  # the other formats of media.IMAGE_TYPES
+    if load.template_only:
+        return  # it uses no device, and to ask a GPU for its memory starts the driver
     _llama.devices()
     _llama.useful_threads()
     power.supplies()

@@ -103,7 +103,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     that replaces the model's own template. ``workers`` are the addresses of RPC workers, which compute a part
     of the model. If this host has no GPU, the workers compute the last ``worker_layers`` layers (-1: all).
     Otherwise the workers and the GPU together compute ``n_gpu_layers`` layers. A load waits at most
-    ``worker_absent_secs`` for a worker that cannot be reached.
+    ``worker_absent_secs`` for a worker that cannot be reached. If ``template_only`` is set, only the chat
+    template is analysed. The process then loads no weights and serves no requests.
     """
 
     name: str
@@ -140,14 +141,24 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     workers: tuple[str, ...] = ()
     worker_layers: int = -1
     worker_absent_secs: float = 0.0
+    template_only: bool = False
+
+
+class Template(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model's chat template supports, by llama.cpp's analysis: whether it describes ``tools`` to the
+    model, and whether it turns the model's ``thinking`` on and off."""
+
+    tools: bool
+    thinking: bool
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True):
-    """Reports that a model is loaded. ``cage`` maps each layer of the sandbox to ``yes``, or to the reason
-    why it is missing."""
+    """Reports that a model is loaded, or its template analysed. ``cage`` maps each layer of the sandbox to
+    ``yes``, or to the reason why it is missing. A model that generates no text has no ``template``."""
 
-    capabilities: Capabilities
+    capabilities: Capabilities = Capabilities()
     cage: dict[str, str] = {}
+    template: Template | None = None
 
 
 class Pulse(msgspec.Struct, frozen=True, kw_only=True):

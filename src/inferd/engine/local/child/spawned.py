@@ -35,6 +35,7 @@ _PLACE = re.compile(r'Fatal Python error: [\w ]+|  File "[^"]*", line \d+ in [\w
 
 _MEANINGS = {
     "SIGKILL": "the system may be out of memory",
+    "SIGXCPU": "it took too much processor time",
     "SIGBUS": "the model file may have become shorter while it was read",
 }
 

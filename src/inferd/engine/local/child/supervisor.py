@@ -14,7 +14,7 @@ import contextlib
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -40,7 +40,7 @@ from inferd.errors import (
     RerankUnsupported,
     Unavailable,
 )
-from inferd.progress import Progress
+from inferd.progress import Progress, ignored
 
 BACK_OFF_SECS = (0.0, 1.0, 5.0, 30.0)
 HEALTHY_SECS = 10.0
@@ -59,7 +59,8 @@ class HostedModel(Backend):
     """The model of ``load``. This object owns ``fds``, the model's verified files, and passes them to each
     process that it starts. ``check_files`` raises ModelError if a file has changed. ``system`` is the system
     prompt of requests without one. ``states`` keeps the KV caches of earlier prompts in files, which a later
-    daemon can use, too. ``estimate_bytes`` is the memory that an engine process of the model may need."""
+    daemon can use, too. ``estimate_bytes`` is the memory that an engine process of the model may need.
+    ``on_loaded`` is awaited after the first load."""
 
     kind = "llamacpp"
 
@@ -73,6 +74,7 @@ class HostedModel(Backend):
         system: str = "",
         states: StateStore | None = None,
         estimate_bytes: int = 0,
+        on_loaded: Callable[[m.Loaded], Awaitable[None]] | None = None,
     ) -> None:
         self.name = load.name
         self.model = load.model
@@ -84,6 +86,7 @@ class HostedModel(Backend):
         self._check_files = check_files
         self._system = system
         self._estimate_bytes = estimate_bytes
+        self._on_loaded = on_loaded
         self._file_bytes = sum(os.fstat(fd).st_size for fd in fds)
         self._patience = patience or Patience()
         self._loaded: m.Loaded | None = None
@@ -105,6 +108,8 @@ class HostedModel(Backend):
     async def start(self) -> None:
         """Starts the process and loads the model. Raises ModelError if that fails."""
         self._loaded = await self._launch(self._progress)
+        if self._on_loaded is not None:
+            await self._on_loaded(self._loaded)
 
     def ready(self) -> bool:
         return self._loaded is not None and not self._closed and not self._broken
@@ -202,7 +207,7 @@ class HostedModel(Backend):
             try:
                 self._check_files()
                 self._settings = replace(self._settings, worker_absent_secs=WORKER_SECS)
-                self._loaded = await self._launch(_ignore)
+                self._loaded = await self._launch(ignored)
             except InferdError as error:
                 # Fail the queued requests now: the process may never start.
                 self._broken = str(error)
@@ -305,6 +310,3 @@ class HostedModel(Backend):
             if self._process is not None:
                 self._process.kill("it sent an unreadable answer")
             raise BackendInternal("the engine sent an unreadable answer") from error
-
-
-def _ignore(phase: str, details: dict[str, object]) -> None: ...

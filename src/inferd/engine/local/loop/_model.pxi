@@ -157,7 +157,8 @@ cdef class Model:
     """A model loaded from an open file. ``parts`` are the other files of a split model, in order.
 
     With ``output_here``, the output matrix stays on this CPU even if the last layer is elsewhere. Then a worker
-    returns a few kilobytes for each token instead of all logits. During the load, ``report`` is called with the
+    returns a few kilobytes for each token instead of all logits. With ``vocab_only``, neither weights nor a device are
+    used: such a model has only a vocabulary and chat templates. During the load, ``report`` is called with the
     progress from 0 to 1; if it returns false, the load ends with ``BootCancelled``. Raises ``ModelError`` for a file
     that llama.cpp cannot load. An exception of ``report`` also ends the load and is raised.
     """
@@ -165,9 +166,11 @@ cdef class Model:
     cdef llama_model* model
     cdef const llama_vocab* vocab
 
-    def __cinit__(self, int fd, *, str path, int n_gpu_layers, report, parts=(), bint output_here=False):
+    def __cinit__(self, int fd, *, str path, int n_gpu_layers, report, parts=(), bint output_here=False,
+                  bint vocab_only=False):
         cdef llama_model_params params = llama_model_default_params()
         cdef llama_model_tensor_buft_override[2] overrides
+        cdef ggml_backend_dev_t[1] no_devices = [NULL]
         cdef Loading loading
         cdef FILE* file
         cdef list raised = []
@@ -184,6 +187,9 @@ cdef class Model:
             overrides[0].buft = ggml_backend_cpu_buffer_type()
             overrides[1].pattern = NULL
             params.tensor_buft_overrides = overrides
+        if vocab_only:
+            params.vocab_only = True
+            params.devices = no_devices  # otherwise llama.cpp asks each GPU for its memory, which starts its driver
         params.progress_callback = on_progress
         params.progress_callback_user_data = &loading
         if parts:

@@ -56,7 +56,13 @@ cdef extern from "llama.h" nogil:
         const char* pattern
         ggml_backend_buffer_type_t buft
 
+    ctypedef struct ggml_backend_device:
+        pass
+    ctypedef ggml_backend_device* ggml_backend_dev_t
+
     ctypedef struct llama_model_params:
+        ggml_backend_dev_t* devices
+        cbool vocab_only
         const llama_model_tensor_buft_override* tensor_buft_overrides
         int32_t n_gpu_layers
         llama_progress_callback progress_callback
