@@ -11,7 +11,7 @@ import pytest
 
 from inferd.config.entries import InferdEntry, LlamaCppEntry, ModelSpec
 from inferd.config.settings import Settings
-from inferd.daemon import local
+from inferd.daemon import local, templates
 from inferd.daemon.build import build_backend, build_key
 from inferd.engine.backend import Backend
 from inferd.engine.local import _llama
@@ -117,7 +117,7 @@ def test_serves_is_part_of_the_build_key_only_if_it_names_the_model(settings: Se
     "data, reason",
     [
         (None, "cannot read the chat template .*: No such file"),
-        (b"x" * (local.MAX_TEMPLATE_BYTES + 1), "is larger than"),
+        (b"x" * (templates.MAX_TEMPLATE_BYTES + 1), "is larger than"),
         (b"\xff", "is not UTF-8"),
     ],
 )

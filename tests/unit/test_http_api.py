@@ -352,9 +352,10 @@ def test_names_of_models() -> None:
     ]
     assert models.find("s", "rerank").name == models.find("sorter").name == "s"
     assert [model.size for model in models.all()] == [0, 0, 0, 7]
-    thinker = {"name": "t", "tools": True, "thinking": True, "resident": True}
+    thinker = {"name": "t", "tools": False, "thinking": True, "resident": True}
     models.update_stored([thinker, cold])
     assert models.find("t").capabilities == ["completion", "tools", "thinking"]
+    assert models.find("s").capabilities == []
     models.update_stored([{"name": "m", "resident": True}, cold])
     for name in ("m", "m:latest", "default", "claude-sonnet-9"):
         assert models.find(name, "v2").name == "m"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 
 from inferd.cli.columns import aligned, megabytes
 from inferd.cli.say import say, say_json
@@ -14,7 +17,12 @@ from inferd.config import sources
 from inferd.config.entries import LlamaCppEntry, ModelSpec
 from inferd.config.settings import Settings
 from inferd.controls import one_line
-from inferd.errors import StoreError
+from inferd.errors import InferdError, StoreError
+
+if TYPE_CHECKING:
+    from inferd.daemon.templates import Source
+    from inferd.store.gguf import ModelCard
+    from inferd.store.models import ModelStore
 
 
 @click.command("show")
@@ -23,16 +31,17 @@ from inferd.errors import StoreError
 def show_command(name: str, as_json: bool) -> None:
     """Show the facts of a model, and the memory it needs."""
     from inferd.daemon.memory import context_sizes
+    from inferd.daemon.templates import Source
     from inferd.store.fetch import resolve
     from inferd.store.gguf import card_of_files, part_names
     from inferd.store.models import ModelStore
 
     settings, _ = sources.load({}, serving=False)
-    path = Path(name)
+    path, digest = Path(name), None
+    store = ModelStore(settings.models_home)
     if not path.is_file():
-        store = ModelStore(settings.models_home)
         model = resolve(store, ModelSpec(name=name))
-        name, path = model.name, store.blob_path(model.sha256)
+        name, path, digest = model.name, store.blob_path(model.sha256), model.sha256
         paths = [store.blob_path(part.sha256) for part in (model, *model.parts)]
     else:
         paths = [path.with_name(each) for each in part_names(path.name)] or [path]
@@ -42,6 +51,7 @@ def show_command(name: str, as_json: bool) -> None:
         raise StoreError(
             f"cannot open the model {error.filename}: {error.strerror}; run `inferd pull` with its name"
         ) from None
+    card = _with_analysis(card, Source(name, tuple(paths), digest), store)
     adapters = [adapter.name for entry in _entries(settings, name) for adapter in entry.lora]
     n_ctx, needed = context_sizes(card, settings.n_ctx, settings.active_permits)[0]
     if as_json:
@@ -67,6 +77,20 @@ def show_command(name: str, as_json: bool) -> None:
     ]
     for line in aligned([(key, one_line(value)) for key, value in rows]):
         say(line)
+
+
+def _with_analysis(card: ModelCard, source: Source, store: ModelStore) -> ModelCard:
+    """Returns the card with what the model's chat template supports, by llama.cpp's analysis. If the analysis
+    fails, the card stays as it is."""
+    from inferd.daemon.templates import analyse, findings
+
+    if card.pooling or card.ranks:
+        return card
+    with contextlib.suppress(InferdError, OSError):
+        template = asyncio.run(analyse(source, store, findings()))
+        if template is not None:
+            return replace(card, tools=template.tools, thinking=template.thinking)
+    return card
 
 
 def _entries(settings: Settings, name: str) -> Iterator[LlamaCppEntry]:

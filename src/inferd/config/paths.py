@@ -147,6 +147,11 @@ def cache_dir(env: Env = None) -> Path:
     return state_dir(env) / "cache"
 
 
+def templates_path(env: Env = None) -> Path:
+    """The file of the findings about chat templates (:mod:`inferd.daemon.templates`)."""
+    return cache_dir(env) / "templates.json"
+
+
 def models_home(env: Env = None) -> Path:
     """Returns the directory of the model store. Other tools may share the store: ``MODELS_HOME`` names it."""
     named = (os.environ if env is None else env).get("MODELS_HOME", "")

@@ -14,7 +14,10 @@ from pathlib import Path
 
 from inferd.config.entries import LlamaCppEntry, ModelSpec
 from inferd.config.settings import Settings
-from inferd.errors import ModelError, ModelNotFound, StoreError
+from inferd.daemon.templates import Analyses, Lookup, Source, findings, read_template
+from inferd.daemon.threads import in_thread
+from inferd.engine.local.child.messages import Template
+from inferd.errors import ConfigError, ModelError, ModelNotFound, StoreError
 from inferd.serve.router import Router
 from inferd.store.catalogue import CATALOGUE, HUB_MODELS, lookup
 from inferd.store.gguf import ModelCard, card_of_files, part_names
@@ -31,6 +34,7 @@ class Directory:
         self.settings = settings
         self._router = router
         self._cards: dict[str, ModelCard] = {}
+        self._analyses = Analyses(findings())
 
     def resolve(self, name: str) -> str:
         """Resolves a model's name, an alias or the name of an entry to the name under which the model is
@@ -65,17 +69,27 @@ class Directory:
         """Returns the model card, read from the file of a resolved name. Raises ModelError, or ModelNotFound
         with a remedy."""
         entry = self.entry(name)
+        digest, files = self._files(name)
         if entry.model is not None:
             name = entry.model.name
-            digests = (entry.model.sha256,) if entry.model.sha256 else self._digests(name)
+        if digest is None:
+            return self._read(name, files)
+        if digest not in self._cards:
+            self._cards[digest] = self._read(name, files)
+        return self._cards[digest]
+
+    def _files(self, name: str) -> tuple[str | None, list[Path]]:
+        """Returns the sha256 of the first file of a resolved name, if the store knows it, and the paths of
+        all files. Raises ModelNotFound."""
+        entry = self.entry(name)
+        if entry.model is not None:
+            digests = (entry.model.sha256,) if entry.model.sha256 else self._digests(entry.model.name)
             store = ModelStore(self.settings.models_home)
-            if digests[0] not in self._cards:
-                self._cards[digests[0]] = self._read(name, [store.blob_path(each) for each in digests])
-            return self._cards[digests[0]]
+            return digests[0], [store.blob_path(each) for each in digests]
         path = entry.model_path
         if path is None:
             raise ModelNotFound(name)
-        return self._read(name, [path.with_name(each) for each in part_names(path.name)] or [path])
+        return None, [path.with_name(each) for each in part_names(path.name)] or [path]
 
     def card_with_draft(self, name: str) -> ModelCard:
         """Returns the model card that includes the entry's draft model, if the draft model's file can be
@@ -122,25 +136,38 @@ class Directory:
                 names |= {entry.name, *entry.aliases}
         return names
 
-    def listing(self, is_resident: Callable[[str], bool]) -> list[dict[str, object]]:
+    async def listing(self, is_resident: Callable[[str], bool]) -> list[dict[str, object]]:
         """Returns one row for every model that is loaded on demand, with the metadata from its file.
 
-        A stored model without its file is left out.
+        A stored model without its file is left out. If a chat template was not analysed yet, the row has what
+        the text of the template suggests, and the analysis begins, for a later listing.
         """
+        rows, lookup = await in_thread(lambda: self._rows(is_resident))
+        self._analyses.want(lookup)
+        return rows
+
+    async def close(self) -> None:
+        """Ends a running analysis of a template. Further listings start none."""
+        await self._analyses.close()
+
+    def _rows(self, is_resident: Callable[[str], bool]) -> tuple[list[dict[str, object]], Lookup]:
+        store = ModelStore(self.settings.models_home)
+        lookup = Lookup(store, findings())
         rows: list[dict[str, object]] = []
         told: set[str] = set()
         for entry in self.settings.backends:
             if isinstance(entry, LlamaCppEntry) and not entry.preload:
-                rows.append(self._row(entry.name, is_resident, **_of_entry(entry)))
+                rows.append(self._row(entry.name, is_resident, lookup, **_of_entry(entry)))
                 told |= {entry.name} if entry.model is None else {entry.name, entry.model.name}
-        store = ModelStore(self.settings.models_home)
         for manifest in store.list():
             there = all(store.blob_size(digest) is not None for digest in manifest.digests)
             if there and manifest.name not in told:
-                rows.append(self._row(manifest.name, is_resident, sha256=manifest.sha256))
-        return rows
+                rows.append(self._row(manifest.name, is_resident, lookup, sha256=manifest.sha256))
+        return rows, lookup
 
-    def _row(self, name: str, is_resident: Callable[[str], bool], **more: object) -> dict[str, object]:
+    def _row(
+        self, name: str, is_resident: Callable[[str], bool], lookup: Lookup, **more: object
+    ) -> dict[str, object]:
         row: dict[str, object] = {
             "name": name,
             **more,
@@ -148,6 +175,7 @@ class Directory:
         }
         with suppress(ModelError, ModelNotFound, StoreError):
             card = self.card(name)
+            template = self._template(name, card, lookup)
             row |= {
                 "architecture": card.architecture,
                 "quantisation": card.quantisation,
@@ -157,10 +185,21 @@ class Directory:
                 "bytes": card.file_bytes,
                 "embed": card.pooling,
                 "rerank": card.ranks,
-                "tools": card.tools,
-                "thinking": card.thinking,
+                "tools": template.tools,
+                "thinking": template.thinking,
             }
         return row
+
+    def _template(self, name: str, card: ModelCard, lookup: Lookup) -> Template:
+        """Returns what the chat template of a resolved name supports, by its analysis or else by its text."""
+        entry, found = self.entry(name), None
+        if with_context(entry, card, 0).embed:
+            return Template(tools=False, thinking=False)
+        with suppress(ConfigError, OSError):  # a load would fail, too
+            template = read_template(entry.chat_template_file)
+            digest, files = self._files(name)
+            found = lookup.finding(Source(name, tuple(files[: card.parts]), digest, template))
+        return found or Template(tools=card.tools, thinking=card.thinking)
 
 
 def _of_entry(entry: LlamaCppEntry) -> dict[str, object]:

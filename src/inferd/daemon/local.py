@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -14,8 +15,10 @@ from inferd.config.entries import LlamaCppEntry, ModelSpec
 from inferd.config.settings import Settings
 from inferd.daemon import memory
 from inferd.daemon.state_files import look_of, state_files
+from inferd.daemon.templates import findings, key_of, read_template
+from inferd.daemon.threads import in_thread
 from inferd.engine.backend import Backend
-from inferd.engine.local.child.messages import Adapter, Load
+from inferd.engine.local.child.messages import Adapter, Load, Loaded
 from inferd.engine.local.child.supervisor import HostedModel
 from inferd.engine.local.rpc.workers import is_protected, parts_of
 from inferd.errors import ConfigError, ModelError
@@ -23,8 +26,6 @@ from inferd.progress import Progress
 from inferd.store import fetch, verify
 from inferd.store.gguf import ModelCard, read_card, whole_card
 from inferd.store.models import ModelStore
-
-MAX_TEMPLATE_BYTES = 1 << 20
 
 _log = log.get("models")
 
@@ -60,6 +61,7 @@ def load(
             *([] if draft is None else [draft.fd]),
             *lora,
         ]
+        template = read_template(entry.chat_template_file)
         n_ctx, estimate = _fitting_context(settings, entry, card)
         _check_workers(entry)
         wanted = Load(
@@ -68,7 +70,7 @@ def load(
             path=str(model.path),
             n_ctx=n_ctx,
             memory_bytes=0 if card is None else _most_memory(settings, card, n_ctx, beside),
-            chat_template=_template(entry.chat_template_file),
+            chat_template=template,
             n_gpu_layers=entry.n_gpu_layers,
             force_backend=settings.force_backend,
             parts=len(model.fds),
@@ -90,6 +92,7 @@ def load(
             **options,
         )
         states = state_files(settings, entry.name, model)
+        key = key_of(ModelStore(settings.models_home), model.fd, model.sha256, template)
         kept = [os.dup(fd) for fd in fds]
     return HostedModel(
         wanted,
@@ -99,7 +102,13 @@ def load(
         system=entry.system,
         states=states,
         estimate_bytes=estimate or sum(os.fstat(fd).st_size for fd in kept),
+        on_loaded=functools.partial(_keep_finding, key),
     )
+
+
+async def _keep_finding(key: str, loaded: Loaded) -> None:
+    if loaded.template is not None:
+        await in_thread(functools.partial(findings().add, key, loaded.template))
 
 
 def _card(model: verify.OpenModel) -> ModelCard | None:
@@ -150,22 +159,6 @@ def _check_workers(entry: LlamaCppEntry) -> None:
                 " WireGuard, and its protocol has no encryption and no keys; forward its port through SSH"
                 " and give the local address, or set `rpc_unprotected`"
             )
-
-
-def _template(path: Path | None) -> str:
-    """Returns the chat template in a file, or an empty string without a file. Raises ConfigError."""
-    if path is None:
-        return ""
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_TEMPLATE_BYTES + 1)
-        if len(data) > MAX_TEMPLATE_BYTES:
-            raise ConfigError(f"the chat template {path} is larger than {MAX_TEMPLATE_BYTES} bytes")
-        return data.decode()
-    except OSError as error:
-        raise ConfigError(f"cannot read the chat template {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"the chat template {path} is not UTF-8 text") from None
 
 
 def _changes(path: Path, fds: Sequence[int]) -> Callable[[], None]:

@@ -377,14 +377,14 @@ class Residency:
             await asyncio.wait(waiting)
         for name in list(self._residents):
             await self.unload(name, "the daemon stops")
+        if self._made is not None:
+            await self._made.close()
 
     # Listings.
 
     async def listing(self) -> list[dict[str, object]]:
         """Returns the rows of :meth:`Directory.listing`."""
-        return await in_thread(
-            lambda: self._directory.listing(self._residents.__contains__), threading.Event()
-        )
+        return await self._directory.listing(self._residents.__contains__)
 
     def loading(self) -> list[dict[str, object]]:
         """Returns the models that are loading, and the number of requests that wait for each."""

@@ -102,7 +102,11 @@ class Models:
         self._names += pinned  # last, since a pool may share the name of one of its backends
 
     def update_stored(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Replaces the models that the daemon can load on request."""
+        """Replaces the models that the daemon can load on request.
+
+        Each model that generates text supports tools, as it does once it is loaded: if its template has no
+        place for them, the engine describes them in the system message.
+        """
         self._stored = [
             Model(
                 name=str(row["name"]),
@@ -110,7 +114,7 @@ class Models:
                     ("embed",) if row.get("embed") else ("rerank",) if row.get("rerank") else ("v2",)
                 ),
                 n_ctx=int(row.get("context") or 0),
-                tools=bool(row.get("tools")),
+                tools=not (row.get("embed") or row.get("rerank")),
                 thinking=bool(row.get("thinking")),
                 wire_name=str(row["name"]),
                 loaded=bool(row.get("resident")),

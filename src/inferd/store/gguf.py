@@ -46,6 +46,8 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     ``parameters`` is the number of weights. ``width`` is the length of an embedding. ``kv_bytes_per_token``
     is the size of the KV cache of one token, with 16-bit numbers. ``parts`` is the number of files of a split
     model. ``pooling`` is true if the model makes embeddings, and ``ranks`` if it makes rerank scores.
+    ``tools`` and ``thinking`` are what the text of the chat template suggests of a model that generates text.
+    Only llama.cpp's analysis finds what the template supports (:mod:`inferd.daemon.templates`).
     """
 
     architecture: str
@@ -320,6 +322,7 @@ def _card(values: Mapping[str, Value], lengths: Mapping[str, int], parameters: i
     kind = values.get("general.file_type")
     pooling = number("pooling_type")
     template = text("tokenizer.chat_template")
+    writes = pooling not in (1, 2, 3, 4)
     split = values.get("split.count", 1)
     return ModelCard(
         architecture=family,
@@ -333,8 +336,8 @@ def _card(values: Mapping[str, Value], lengths: Mapping[str, int], parameters: i
         kv_bytes_per_token=2 * layers * kv_heads * (keys + vals),
         file_bytes=size,
         chat_template=bool(template),
-        tools="tools" in template,
-        thinking=has_thinking(template),
+        tools=writes and "tools" in template,
+        thinking=writes and has_thinking(template),
         pooling=pooling in (1, 2, 3),
         ranks=pooling == 4,
         parts=split if isinstance(split, int) and 0 < split < 10_000 else 1,

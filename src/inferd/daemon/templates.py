@@ -1,0 +1,252 @@
+"""What the chat templates of the models support: tools, and turning the model's thinking on and off.
+
+llama.cpp finds this by running the template, which is untrusted, so an engine process does it in its sandbox.
+Every load of a model does it. For a model that was not loaded yet, :func:`analyse` starts an engine process
+that does nothing else. The findings are kept in a file. They hold for one content of the model file, for one
+template of the configuration, and for one version of inferd. A model whose analysis failed is not analysed
+again, but a load replaces the failure by its finding.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import threading
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import msgspec
+
+from inferd import __version__, log
+from inferd.config import paths
+from inferd.daemon.state_files import look_of
+from inferd.daemon.threads import in_thread
+from inferd.engine.local.child.messages import Load, Template
+from inferd.engine.local.child.process import EngineProcess, Patience
+from inferd.errors import ConfigError, InferdError, StoreError
+from inferd.progress import ignored
+from inferd.store.models import UNREADABLE, ModelStore
+from inferd.store.runtime import ensure_private_dir
+
+MAX_TEMPLATE_BYTES = 1 << 20
+MAX_FINDINGS = 1000
+"""The file keeps the findings that were added last."""
+MAX_FILE_BYTES = 1 << 20
+ANALYSIS_SECS = 300.0
+"""The time limit for a process that neither computes nor ends. Its processor time has a far lower limit of
+its own, which does not count the time in which a busy machine lets it wait."""
+ANALYSIS_BYTES = 256 << 20
+"""The memory for a vocabulary and a template, in addition to what every engine process may use."""
+LOWEST_PRIORITY = 19
+
+_log = log.get("models")
+
+
+def read_template(path: Path | None) -> str:
+    """Returns the chat template in a file, or an empty string without a file. Raises ConfigError."""
+    if path is None:
+        return ""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_TEMPLATE_BYTES + 1)
+        if len(data) > MAX_TEMPLATE_BYTES:
+            raise ConfigError(f"the chat template {path} is larger than {MAX_TEMPLATE_BYTES} bytes")
+        return data.decode()
+    except OSError as error:
+        raise ConfigError(f"cannot read the chat template {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"the chat template {path} is not UTF-8 text") from None
+
+
+def key_of(store: ModelStore, fd: int, sha256: str | None, template: str) -> str:
+    """Returns the key of the findings about the open model file ``fd``, which a non-empty ``template`` makes
+    use another template than its own. A ``sha256`` counts only if the store has verified this file."""
+    verified = sha256 is not None and store.is_stamped(sha256, os.fstat(fd))
+    file = sha256 if verified and sha256 is not None else look_of(fd)
+    return f"{file} {hashlib.sha256(template.encode()).hexdigest()}" if template else file
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The place of a model's template: the ``files`` of the model in order, and the ``template`` that
+    replaces its own unless it is empty. ``sha256`` is the digest of the first file, if the store knows it."""
+
+    name: str
+    files: tuple[Path, ...]
+    sha256: str | None = None
+    template: str = ""
+
+    def key(self, store: ModelStore) -> str:
+        """Returns the key of the findings. Raises OSError."""
+        with ExitStack() as held:
+            return key_of(store, self.open(held)[0], self.sha256, self.template)
+
+    def open(self, held: ExitStack) -> list[int]:
+        """Returns the descriptors of the files, which ``held`` closes. Raises OSError."""
+        fds = []
+        for file in self.files:
+            fds.append(os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+            held.callback(os.close, fds[-1])
+        return fds
+
+
+class Findings:
+    """The findings in the file ``path``. ``None`` stands for a failed analysis. Several daemons may share the
+    file: one that overwrites the addition of another costs one analysis. All methods are thread-safe, and
+    block."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._found: dict[str, Template | None] = {}
+
+    def all(self) -> Mapping[str, Template | None]:
+        """Returns all findings by their keys. If the file is damaged or was written by another version, there
+        are only those of this process."""
+        with self._lock:
+            self._found = {**self._read(), **self._found}
+            return self._found
+
+    def add(self, key: str, template: Template | None) -> None:
+        """Adds a finding. If the file cannot be written, only this process remembers it."""
+        with self._lock:
+            before = {**self._read(), **self._found}
+            if key in before and before[key] == template:
+                return
+            found = {**before, key: template}
+            self._found = dict([*found.items()][-MAX_FINDINGS:])
+            try:
+                self._write()
+            except (OSError, StoreError) as error:
+                _log.debug("findings_not_written", reason=error)
+
+    def _read(self) -> dict[str, Template | None]:
+        try:
+            with self._path.open("rb") as file:
+                kept = msgspec.json.decode(file.read(MAX_FILE_BYTES), type=_File)
+        except (OSError, *UNREADABLE):
+            return {}
+        return kept.templates if kept.version == __version__ else {}
+
+    def _write(self) -> None:
+        """Replaces the file atomically, but not durably: after a power failure, the templates are analysed
+        again."""
+        ensure_private_dir(self._path.parent)
+        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
+            file.write(msgspec.json.encode(_File(version=__version__, templates=self._found)))
+        temporary.replace(self._path)
+
+
+class _File(msgspec.Struct, frozen=True, kw_only=True):
+    version: str
+    templates: dict[str, Template | None]
+
+
+def findings() -> Findings:
+    """Returns the findings of this user."""
+    return _findings(paths.templates_path())
+
+
+@lru_cache(maxsize=4)
+def _findings(path: Path) -> Findings:
+    return Findings(path)
+
+
+async def analyse(source: Source, store: ModelStore, found: Findings, niceness: int = 0) -> Template | None:
+    """Analyses a template in an engine process of its own, unless there is a finding already. Returns the
+    finding, or ``None`` if the analysis failed. Raises OSError if a file cannot be opened, and ModelError if
+    no process can be started.
+    """
+    with ExitStack() as held:
+        fds = source.open(held)
+        key, known = await in_thread(
+            lambda: (key_of(store, fds[0], source.sha256, source.template), found.all())
+        )
+        if key in known:
+            return known[key]
+        process = EngineProcess(f"template of {source.name}", lambda reason: None, Patience())
+        try:
+            with suppress(OSError):  # it may have ended already
+                os.setpriority(os.PRIO_PROCESS, process.pid, niceness)
+            loading = process.load(analysis_of(source), fds, ignored)
+            template = (await asyncio.wait_for(loading, ANALYSIS_SECS)).template
+        except (InferdError, asyncio.TimeoutError) as error:
+            _log.warn("template_not_analysed", model=source.name, reason=error)
+            template = None
+        finally:
+            await process.close()
+    await in_thread(lambda: found.add(key, template))
+    return template
+
+
+def analysis_of(source: Source) -> Load:
+    """Returns the message that makes an engine process analyse a template."""
+    return Load(
+        name=source.name,
+        model=source.name,
+        path=str(source.files[0]),
+        parts=len(source.files),
+        chat_template=source.template,
+        n_parallel=1,
+        n_gpu_layers=0,
+        cache_mib=0,
+        memory_bytes=ANALYSIS_BYTES,
+        log_level=log.level(),
+        template_only=True,
+    )
+
+
+class Lookup:
+    """Looks up findings for one listing, and collects the sources without a finding in ``missing``."""
+
+    def __init__(self, store: ModelStore, found: Findings) -> None:
+        self.store = store
+        self.missing: dict[str, Source] = {}
+        self._known = found.all()
+
+    def finding(self, source: Source) -> Template | None:
+        """Returns the finding about a template, or ``None`` without one. Raises OSError."""
+        key = source.key(self.store)
+        if key not in self._known:
+            self.missing[key] = source
+        return self._known.get(key)
+
+
+class Analyses:
+    """Analyses templates in the background, one at a time, with the lowest priority. All methods run on the
+    event loop."""
+
+    def __init__(self, found: Findings) -> None:
+        self._found = found
+        self._wanted: dict[str, Source] = {}
+        self._work: asyncio.Task[None] | None = None
+        self._closed = False
+
+    def want(self, lookup: Lookup) -> None:
+        """Begins the analyses that ``lookup`` missed."""
+        if self._closed:
+            return
+        self._wanted |= lookup.missing
+        if self._wanted and self._work is None:
+            self._work = asyncio.get_running_loop().create_task(self._analyse(lookup.store))
+
+    async def _analyse(self, store: ModelStore) -> None:
+        while self._wanted:
+            key, source = next(iter(self._wanted.items()))
+            with suppress(InferdError, OSError):  # the next listing asks again
+                await analyse(source, store, self._found, LOWEST_PRIORITY)
+            del self._wanted[key]  # only now, so that a listing meanwhile does not ask again
+        self._work = None
+
+    async def close(self) -> None:
+        """Ends a running analysis without a finding, and takes no further sources."""
+        self._closed = True
+        if self._work is not None:
+            self._work.cancel()
+            await asyncio.wait((self._work,))
