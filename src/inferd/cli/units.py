@@ -1,7 +1,7 @@
 """The service definitions of the daemon: systemd units and a launchd property list.
 
-All service definitions are in one module, so that they agree. ``packaging/`` has them as files for packagers.
-``python -m inferd.cli.units packaging`` writes these files, and a test compares them with this module.
+``inferd service install`` installs these definitions. ``python -m inferd.cli.units packaging`` writes them as
+files for packagers, and a test checks that the files in ``packaging/`` are up to date.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ RemoveIPC=yes
 def user_unit(command: Sequence[str], *, gpu: bool = False, on_demand: bool = False) -> str:
     """Returns the unit of a user's daemon, for the service manager of that user.
 
-    The unit has no option that needs namespaces. Many systems deny namespaces to users, and the unit would
-    not start there.
+    The unit sets no option that needs namespaces, because many systems deny namespaces to users and would not
+    start a unit with such an option.
     """
     idle = f"Environment=INFERD_IDLE_EXIT_SECS={ON_DEMAND_IDLE_SECS}\n" if on_demand else ""
     return f"""\
@@ -100,10 +100,9 @@ WantedBy=default.target
 
 
 def system_unit(command: Sequence[str]) -> str:
-    """Returns the unit of a system-wide daemon, which runs as a user of its own (see :func:`sysusers`).
+    """Returns the unit of a system-wide daemon, which runs as the user ``inferd`` (see :func:`sysusers`).
 
-    The state of the daemon is in /var/lib/inferd, its log in /var/log/inferd, and its sockets are in
-    /run/inferd.
+    The daemon keeps its state in /var/lib/inferd, its log in /var/log/inferd, and its sockets in /run/inferd.
     """
     return f"""\
 [Unit]
@@ -133,7 +132,7 @@ WantedBy=multi-user.target
 def user_socket() -> str:
     """Returns the socket unit by which systemd starts a user's daemon when its first client connects.
 
-    The admin socket is not in it, since a status query must not start a daemon.
+    The unit does not listen on the admin socket, since a status query must not start a daemon.
     """
     return """\
 [Unit]
@@ -153,7 +152,7 @@ WantedBy=sockets.target
 
 
 def sysusers() -> str:
-    """Returns the definition of the system unit's user, for systemd-sysusers."""
+    """Returns the definition of the user ``inferd``, as whom the system unit runs, for systemd-sysusers."""
     return 'u inferd - "Local inference daemon" /var/lib/inferd\n'
 
 
@@ -183,13 +182,14 @@ def _line(command: Sequence[str]) -> str:
 
 
 def _quoted(word: str) -> str:
-    """Quotes a word of a command for systemd, which expands ``%`` and ``$`` unless they are doubled."""
+    """Quotes one word of a command for a systemd unit. Doubles ``%`` and ``$``, since systemd expands single
+    ones."""
     escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
     return escaped if escaped and not set(escaped) & set(" \t\"';") else f'"{escaped}"'
 
 
 def files() -> dict[str, bytes]:
-    """Returns the content of each file by its path below ``packaging/``."""
+    """Returns the files for packagers: the path of each file below ``packaging/``, and its content."""
     texts = {
         "systemd/inferd.service": system_unit(["/usr/bin/inferd", "serve"]),
         "systemd/inferd.sysusers.conf": sysusers(),

@@ -1,4 +1,4 @@
-"""``inferd embed`` and ``inferd rerank``, which print the vectors of texts and rank documents by a query."""
+"""``inferd embed`` prints embeddings of texts. ``inferd rerank`` ranks documents by relevance to a query."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from inferd.client.address import Surface
 _model = click.option(
     "--model",
     metavar="NAME",
-    help="A model of the store; it is loaded if necessary. By default the daemon's first model.",
+    help="A model of the store, which is loaded if necessary. The default is the daemon's first model.",
 )
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
@@ -27,8 +27,8 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
 @click.command("embed")
 @click.argument("texts", metavar="TEXT...", nargs=-1)
 @_model
-@click.option("--task", metavar="NAME", help="What the vectors are used for, such as retrieval_query.")
-@click.option("--dimensions", type=int, metavar="N", help="Shorten each vector to N numbers.")
+@click.option("--task", metavar="NAME", help="What the embeddings are used for, such as retrieval_query.")
+@click.option("--dimensions", type=int, metavar="N", help="Shorten each embedding to N numbers.")
 @_json
 @connection_options
 def embed_command(
@@ -40,9 +40,9 @@ def embed_command(
     address: str | None,
     api_key_file: Path | None,
 ) -> None:
-    """Print the vector of each TEXT as one line with a JSON array.
+    """Print the embedding of each TEXT as a JSON array on one line.
 
-    Without TEXT, or with `-`, each line of stdin is a text. The daemon must serve a model for embeddings.
+    Without TEXT, or with `-`, each line of stdin is a text. The daemon must serve an embedding model.
     """
     wanted = inputs.lines(texts, "text")
     with _connected("embed", address, api_key_file) as client:
@@ -68,11 +68,12 @@ def rerank_command(
     address: str | None,
     api_key_file: Path | None,
 ) -> None:
-    """Rank the DOCUMENTs by how well they answer QUERY.
+    """Rank the DOCUMENTs by their relevance to QUERY.
 
-    Print for each document its index in the input (from 0), its score and its text, the best first.
+    Print one line for each document, the best document first: its index in the input (from 0), its score and
+    its text.
 
-    Without DOCUMENT, or with `-`, each line of stdin is a document. The daemon must serve a model that ranks.
+    Without DOCUMENT, or with `-`, each line of stdin is a document. The daemon must serve a reranking model.
     """
     wanted = inputs.lines(documents, "document")
     with _connected("rerank", address, api_key_file) as client:

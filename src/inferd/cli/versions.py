@@ -1,8 +1,8 @@
 """The additional lines of ``inferd --version --verbose``.
 
-They show the interpreter and the platform, the CPU variant in use and the variants of the build, the
-companions (packages with a GPU backend), the devices, and the folder of the documentation if it is installed.
-The line of a companion shows the path of its library, or the reason why the library cannot be loaded.
+These lines show the Python interpreter and the platform, the variant of the CPU code in use and all variants
+in this build, the companions (packages that add a GPU backend), the devices, and the folder of the installed
+documentation. For each companion, the line shows the path of its library, or why the library is not loaded.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import inferd
 
 
 def documentation() -> Path | None:
-    """Returns the folder of the installed documentation, or ``None``."""
+    """Returns the folder of the documentation, or ``None`` if the documentation is not installed."""
     folders = (Path(each) / "docs" for each in inferd.__path__)
     return next((folder for folder in folders if folder.is_dir()), None)
 

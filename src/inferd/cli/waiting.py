@@ -1,8 +1,8 @@
 """A status line on stderr while a request waits for its answer.
 
-The line appears only on a terminal, and only after a second. The steps of a model's load and the position in
-the queue come from the connection of the request. Everything else comes from the admin socket. Without a
-terminal, each step of a load is printed as a line.
+The status line appears only on a terminal, and only after a second. It shows the steps of the model's load
+and the position in the queue, which the request's own connection reports, or else the state that the admin
+socket reports. Without a terminal, each step of the load is printed on a line of its own.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _ORDINALS = {1: "st", 2: "nd", 3: "rd"}
 
 
 class Waiting:
-    """The status line. Use it in a ``with``. :meth:`over` removes the line."""
+    """Shows the status line inside a ``with`` block, until :meth:`over` is called."""
 
     def __init__(self, daemon: Target) -> None:
         self._daemon = daemon
@@ -55,8 +55,8 @@ class Waiting:
         self.over()
 
     def over(self) -> None:
-        """Removes the status line. Called when the answer begins. Does not wait for the daemon. A second call
-        does nothing."""
+        """Removes the status line. Call this method when the answer begins. It does not wait for the daemon.
+        A second call does nothing."""
         if self._over.is_set():
             return
         with self._lock:
@@ -64,7 +64,8 @@ class Waiting:
             self._show("")
 
     def phase(self, name: str, details: Mapping[str, Any]) -> None:
-        """Shows one step of the wait for the model or in the queue."""
+        """Takes a ``progress`` frame of the request: a step of the model's load, or a position in the queue.
+        Shows it in the status line or, without a terminal, prints each step of the load."""
         position = details.get("position")
         if name == "loaded" or name in QUEUE_STEPS:
             self._step = f"{ordinal(position)} in the queue" if isinstance(position, int) else ""
@@ -102,7 +103,7 @@ class Waiting:
 
 
 def admin_of(daemon: Target) -> Path | None:
-    """Returns the admin socket of the daemon, or ``None`` if it is unknown."""
+    """Returns the path of the daemon's admin socket, or ``None`` if the path is unknown."""
     if daemon.startable:
         return daemon.settings.admin_addr
     found = Addresses({"v1": daemon.address}).find("admin")
@@ -110,7 +111,7 @@ def admin_of(daemon: Target) -> Path | None:
 
 
 def describe(state: Status, pid: int) -> str:
-    """Describes the state of the request of the process ``pid``."""
+    """Says in words what the daemon is doing for the request of the process ``pid``."""
     for row in state.waiting:
         if row.get("peer_pid") == pid:
             return f"{ordinal(row['position'])} in the queue"

@@ -1,7 +1,8 @@
 """Word wrap for an answer that is streamed to a terminal.
 
 A word is written as its characters arrive. A word that turns out not to fit on the line is erased and written
-again on the next line. The last column stays empty, since terminals differ in where the cursor goes after it.
+again on the next line. The last column stays empty, since terminals differ in where they put the cursor after
+a character in this column.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import unicodedata
 
 
 class Wrapper:
-    """Wraps chunks of text. Keeps track of the cursor's column and of the word at the cursor."""
+    """Wraps chunks of text. Remembers the cursor's column and the word before the cursor."""
 
     def __init__(self) -> None:
         self._column = 0
@@ -41,7 +42,7 @@ class Wrapper:
 
 
 def _cells(char: str) -> int:
-    """Returns the number of columns that a character takes."""
+    """Returns the number of terminal columns that a character takes."""
     if unicodedata.combining(char) or unicodedata.category(char) in ("Cf", "Mn", "Me"):
         return 0
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1

@@ -1,7 +1,7 @@
-"""The clients of the daemon: ``Client`` sends requests, ``AdminClient`` reads the state. Each class has a
-version for asyncio.
+"""The clients of the daemon: ``Client`` sends requests, ``AdminClient`` reads the daemon's state. Each of the
+two has a version for asyncio.
 
-The engine is never imported, and each name is imported on first use.
+This package never imports the engine, and imports each of its classes and functions on first use.
 """
 
 from __future__ import annotations

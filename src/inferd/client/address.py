@@ -1,10 +1,11 @@
 """Finds the addresses of a daemon's surfaces, and makes the errors of failed connections.
 
-An address is the path of a Unix socket or ``tcp://IP:port``. A client may be given the address of v1 alone.
-If that socket has the default file name of a v1, v2 or framed socket, the client expects the sockets of the
-other surfaces in the same directory. Otherwise, and over TCP, their addresses must be given; v2 alone falls
-back to the v1 address. A client without an address uses the default addresses. A client with an address never
-uses the default ones, since those may belong to another daemon.
+A daemon has an address for each surface (v1, v2, embed, rerank, admin): the path of a Unix socket or
+``tcp://IP:port``. A client may be given the v1 address alone. If this address is a Unix socket with the
+default file name of the v1, v2 or framed socket, the client expects the sockets of the other surfaces in the
+same directory. If not, the client knows no other address; it then sends v2 requests to the v1 address, and
+the addresses of all other surfaces must be given. A client without any address uses the default addresses. A
+client with a v1 address never uses a default address, since the default may belong to another daemon.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ class Endpoint:
         )
 
     def _runs_without(self) -> bool:
-        """Whether the directory of the missing socket has the v1 socket of a daemon."""
+        """Whether a daemon seems to run without this surface: the directory of the missing socket has a v1
+        socket."""
         return Path(self.text).with_name(paths.socket_path("v1").name).exists()
 
 
@@ -79,10 +81,11 @@ def endpoint(address: Address, surface: paths.Surface) -> Endpoint:
 
 
 class Addresses:
-    """The addresses of the surfaces. Each is the address that the client was given, or else a derived one. A
-    given address of ``None`` means that the client was not given one.
+    """The addresses of the surfaces. In ``given``, ``None`` means that the client was not given the address.
 
-    If the address of v2 is unknown, the address of v1 is used, since v1 sockets accept v2 requests in frames.
+    An address that was not given is derived from the v1 address. Without a v1 address, it is the default
+    address. If the v2 address cannot be derived, v2 requests go to the v1 address, since v1 sockets accept v2
+    requests in frames.
     """
 
     def __init__(self, given: Mapping[paths.Surface, Address | None]) -> None:
@@ -93,7 +96,7 @@ class Addresses:
         found = self.find(surface)
         given = self._given["v1"]
         if found is None and surface == "v2" and given is not None:
-            return given  # every generation socket accepts frames
+            return given  # v1 sockets, too, accept v2 requests in frames
         if found is None:
             variable = "set INFERD_ADMIN_ADDR, or " if surface == "admin" else ""
             raise UsageError(
@@ -116,7 +119,9 @@ class Addresses:
 
 
 def default_admin_address() -> Address:
-    """Returns the address of the admin socket in the environment or the config file, or else the
-    default one."""
+    """Returns the admin address that the environment or the config file sets, or else the default address.
+
+    Raises UsageError if ``INFERD_ADDRESS`` names a daemon whose admin address is unknown.
+    """
     found = surfaces.addresses()
     return Addresses({"v1": found.get("v1"), "admin": found.get("admin")}).of("admin")

@@ -1,7 +1,7 @@
 """The admin client, which reads the state of a daemon.
 
-The admin socket opens before the models are loaded. So a client can wait there until a starting daemon is
-ready.
+A daemon opens its admin socket before it loads its models, so a client of this socket can wait until the
+daemon is ready.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ Frame = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The state when the client connected: a ``capabilities`` frame for each backend, and the lifecycle
-    frame."""
+    """The state of the daemon when the client connected: a ``capabilities`` frame for each backend, and the
+    lifecycle frame."""
 
     capabilities: tuple[Frame, ...]
     lifecycle: Frame
@@ -30,7 +30,8 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The state of a daemon. Rows and numbers are those of the ``snapshot`` frame."""
+    """The state of a daemon. Each field except ``capabilities`` has the value of the same name in the
+    ``snapshot`` frame."""
 
     lifecycle: Frame
     capabilities: tuple[Frame, ...]
@@ -45,7 +46,7 @@ class Status:
     metrics: Frame
     loading: tuple[Frame, ...] = ()
     settings: Frame = field(default_factory=dict)
-    """Hashes of the daemon's settings. A command compares them with those of its own settings."""
+    """Hashes of the daemon's settings. A command compares them with the hashes of its own settings."""
 
 
 _FACTS = ("lifecycle", "version", "pid", "uptime_secs", "active_permits", "queue_depth", "metrics")
@@ -53,16 +54,16 @@ _ROWS = ("running", "waiting", "backends")
 
 
 class Inquiry:
-    """Collects the ``capabilities`` frames after :data:`admin.SNAPSHOT_REQUEST`, up to the request's
-    ``snapshot``."""
+    """Waits for the ``snapshot`` frame, which answers :data:`admin.SNAPSHOT_REQUEST`, and collects the
+    ``capabilities`` frames before it."""
 
     def __init__(self) -> None:
         self._capabilities: list[Frame] = []
 
     def take(self, frame: Frame) -> Status | None:
-        """Takes one frame. Returns the state if the frame completes the answer, and ``None`` if it does not.
+        """Takes one frame. Returns the state if the frame is the ``snapshot``, or else ``None``.
 
-        Raises ProtocolError if the answer is incomplete.
+        Raises ProtocolError if the ``snapshot`` lacks a field.
         """
         if frame["status"] == "capabilities":
             self._capabilities.append(frame)
@@ -81,10 +82,10 @@ class Inquiry:
 
 
 class Removal:
-    """Collects the frames that arrive after ``request``, up to its answer."""
+    """Holds the ``request`` to unload a model, and finds the daemon's answer among the received frames."""
 
     def __init__(self, name: str) -> None:
-        """Makes the request to unload the model ``name``. Raises UsageError for a name that no model can
+        """Builds the request to unload the model ``name``. Raises UsageError for a name that no model can
         have."""
         self._name = name
         try:
@@ -114,8 +115,7 @@ class Opening:
         self._capabilities: list[Frame] = []
 
     def take(self, frame: Frame) -> Snapshot | None:
-        """Takes one frame. Returns the state if the frame completes the answer, and ``None`` if it
-        does not."""
+        """Takes one frame. Returns the state if the frame is the lifecycle frame, or else ``None``."""
         if frame["status"] != "capabilities":
             return Snapshot(tuple(self._capabilities), frame)
         self._capabilities.append(frame)
@@ -123,9 +123,10 @@ class Opening:
 
 
 def is_ready(frame: Frame) -> bool:
-    """Whether the daemon serves requests. The daemon also serves requests during a reload.
+    """Whether the daemon serves requests, according to its lifecycle frame. A daemon also serves requests
+    during a reload.
 
-    Raises BootFailed, with the daemon's message, if the daemon could not start.
+    Raises BootFailed with the daemon's message if the daemon could not start.
     """
     if frame["status"] == "failed":
         raise BootFailed(str(frame.get("message", "the daemon could not start")))
@@ -133,10 +134,10 @@ def is_ready(frame: Frame) -> bool:
 
 
 class AdminClient:
-    """A subscription to the admin socket at ``address``, by default the one of :func:`default_admin_address`.
+    """A subscription to the admin socket at ``address`` (by default :func:`default_admin_address`).
 
     ``timeout`` limits the time to connect and each wait for a frame, in seconds. An idle daemon sends no
-    frames, so pass ``None`` for a long subscription.
+    frames, so use ``None`` (no limit) for a long subscription.
     """
 
     def __init__(self, address: Address | None = None, timeout: float | None = None) -> None:
@@ -145,8 +146,8 @@ class AdminClient:
         self._connection = Connection(where, timeout=timeout, connect_timeout=timeout)
 
     def events(self) -> Iterator[Frame]:
-        """Yields frames as they arrive. The first frames describe the current state. Raises ConnectionLost
-        when the daemon exits."""
+        """Yields frames as they arrive. The first frames describe the daemon's current state. Raises
+        ConnectionLost when the daemon exits."""
         while True:
             yield admin.parse(self._connection.line())
 
@@ -158,24 +159,24 @@ class AdminClient:
     def status(self) -> Status:
         """Returns the state of the daemon, with its requests, backends and metrics.
 
-        This method may be called repeatedly. ``capabilities`` of the result has only the frames since the
-        previous call.
+        This method may be called repeatedly. The ``capabilities`` of a result are only the frames that have
+        arrived since the previous call.
         """
         self._connection.send([admin.SNAPSHOT_REQUEST])
         inquiry = Inquiry()
         return next(state for frame in self.events() if (state := inquiry.take(frame)) is not None)
 
     def unload(self, name: str) -> int:
-        """Asks the daemon to unload a model once no request uses it.
+        """Asks the daemon to unload a model as soon as no request uses the model.
 
-        Returns the number of requests that use the model now. Raises RequestFailed.
+        Returns the number of requests that use the model now. Raises RequestFailed if the daemon refuses.
         """
         removal = Removal(name)
         self._connection.send([removal.request])
         return next(left for frame in self.events() if (left := removal.take(frame)) is not None)
 
     def wait_ready(self, on_event: Callable[[Frame], None] = lambda frame: None) -> None:
-        """Waits until the daemon is ready. Calls ``on_event`` with every frame until then.
+        """Waits until the daemon is ready. Meanwhile, calls ``on_event`` with every frame that arrives.
 
         Raises BootFailed with the daemon's message if the daemon cannot start, and ConnectionLost if the
         daemon exits.

@@ -13,7 +13,8 @@ from inferd.wire import admin
 
 
 class AsyncAdminClient:
-    """:class:`AdminClient` for asyncio. The client connects on entry of ``async with``, or on first use."""
+    """:class:`AdminClient` for asyncio. The client connects when an ``async with`` block begins, or on first
+    use."""
 
     def __init__(self, address: Address | None = None, timeout: float | None = None) -> None:
         self.address: Address = default_admin_address() if address is None else address
@@ -21,7 +22,7 @@ class AsyncAdminClient:
         self._connection: AsyncConnection | None = None
 
     async def event(self) -> Frame:
-        """Returns the next frame. The first frames describe the current state.
+        """Returns the next frame. The first frames describe the daemon's current state.
 
         Raises DaemonUnreachable if the first call cannot connect, and ConnectionLost when the daemon exits.
         """
@@ -50,8 +51,7 @@ class AsyncAdminClient:
         return state
 
     async def models(self) -> Sequence[Frame]:
-        """Returns the models that a request may name, besides those that are always loaded. Rows have the
-        form of the ``models`` frame."""
+        """Returns the models that the daemon loads on demand, as the rows of the ``models`` frame."""
         connection = await self._connected()
         await connection.send([admin.MODELS_REQUEST])
         while (frame := await self.event())["status"] != "models":

@@ -1,7 +1,7 @@
-"""The asyncio connections of a client to one surface, and the replies that they receive.
+"""The asyncio connections of a client to one surface, and the replies that arrive on these connections.
 
-This is :mod:`inferd.client.channel` for asyncio, with one difference: a request is sent only when its reply
-is entered or first read.
+This module is :mod:`inferd.client.channel` for asyncio, with one difference: a request is sent only when the
+``async with`` block of its reply begins, or when the reply is first read.
 """
 
 from __future__ import annotations
@@ -37,18 +37,20 @@ class Connection(Protocol):
 
 
 class Channel(ABC):
-    """Sends requests, and returns for each the connection of its reply."""
+    """Sends each request over a connection, and returns this connection, on which the reply arrives."""
 
     @abstractmethod
     async def ask(self, request: PendingRequest[E, D], *, anew: bool = False) -> Connection:
-        """Sends a request. With ``anew``, uses a new connection. Returns the connection of the reply."""
+        """Sends a request. With ``anew``, opens a new connection for it. Returns the connection on which the
+        reply arrives."""
 
     @abstractmethod
     def give_back(self, connection: Any) -> None:
         """Keeps the connection of a finished request for the next request."""
 
     async def follow(self, plan: Plan[T]) -> T:
-        """Sends the requests of a plan one after the other, and returns the plan's result."""
+        """Sends the requests that the generator ``plan`` yields, one after the other, and returns the result
+        of ``plan``."""
         try:
             request = next(plan)
             while True:
@@ -60,9 +62,12 @@ class Channel(ABC):
 
 
 class AsyncChannel(Channel):
-    """The asyncio connections to one surface. ``timeout`` limits each wait for the daemon, in seconds, and
-    ``None`` means no limit. ``incoming`` splits the received bytes; it must match the form of the requests.
-    ``connection`` is the class of the connections."""
+    """The asyncio connections to one surface.
+
+    ``timeout`` limits each wait for the daemon, in seconds, and ``None`` means no limit. ``incoming`` is the
+    class that splits the received bytes; requests and replies must both be in lines, or both in frames.
+    ``connection`` is the class of the connections.
+    """
 
     def __init__(
         self,
@@ -84,7 +89,7 @@ class AsyncChannel(Channel):
         self._idle.give_back(await self.take(self._timeout if timeout is None else timeout))
 
     async def take(self, connect_timeout: float | None) -> AsyncConnection:
-        """Returns a connection for one request: an idle one, or else a new one."""
+        """Returns a connection for one request: an idle connection, or else a new connection."""
         return self._idle.take() or await self._connect(connect_timeout)
 
     async def _connect(self, connect_timeout: float | None) -> AsyncConnection:
@@ -114,8 +119,8 @@ class AsyncChannel(Channel):
 class AsyncReply(AsyncIterator[E | D], Generic[E, D]):
     """The events of one reply. The last event has the type ``D``.
 
-    If the reply is closed before its end, or the task that reads it is cancelled, the connection is closed,
-    which cancels the request. Use a reply in an ``async with``.
+    If the reply is closed before its end, or the task that reads the reply is cancelled, the connection is
+    closed, which cancels the request. Use a reply in an ``async with`` block.
     """
 
     _connection: Connection | None = None
@@ -126,8 +131,8 @@ class AsyncReply(AsyncIterator[E | D], Generic[E, D]):
         self._request = request
 
     async def __anext__(self) -> E | D:
-        """Returns the next event. Raises RequestFailed for an error frame, and ConnectionLost if the reply
-        breaks off."""
+        """Returns the next event. Raises RequestFailed for an error frame, and ConnectionLost if the
+        connection ends before the reply is complete."""
         if self._over:
             raise StopAsyncIteration
         try:
@@ -136,7 +141,7 @@ class AsyncReply(AsyncIterator[E | D], Generic[E, D]):
                 connection = self._connection or await self._started()
                 event = self._request.take(await self._line(connection))
         except ConnectionLost:
-            if self._over:  # another task closed it
+            if self._over:  # another task has closed the reply
                 raise StopAsyncIteration from None
             self._close()
             raise
@@ -172,8 +177,8 @@ class AsyncReply(AsyncIterator[E | D], Generic[E, D]):
         return self._request.done
 
     async def aclose(self) -> None:
-        """Cancels the request, unless the request is finished. This method may be called repeatedly, and
-        while another task reads the reply."""
+        """Cancels the request, unless the request is finished. Another task may be reading the reply. A
+        second call does nothing."""
         self._close()
 
     async def __aenter__(self) -> Self:

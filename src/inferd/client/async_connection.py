@@ -1,9 +1,9 @@
 """One asyncio connection to a daemon, which sends byte strings and receives lines.
 
-Only one task may use a connection at a time, but any task may close it. Every failure closes the connection
-and raises the same error as on a blocking connection. The connection uses the socket without a transport of
-asyncio: if the daemon closes the connection, a transport would discard bytes that the daemon sent before.
-Between two operations the socket is not registered with an event loop.
+Only one task may use a connection at a time, but any task may close the connection. Every failure closes the
+connection and raises the same error as on a blocking connection. The socket has no asyncio transport, which
+might discard the last bytes that the daemon sent before it closed the connection. Between two operations, the
+socket is not registered with an event loop.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class AsyncConnection:
     async def send(self, pieces: Sequence[Bytes]) -> None:
         """Sends all of the pieces.
 
-        If the peer has already closed the connection, no error is raised, since its last data can still be
-        read.
+        If the daemon has already closed the connection, no error is raised, because the caller can still
+        read the last data from the daemon.
         """
         try:
             for piece in pieces:
@@ -87,8 +87,9 @@ class AsyncConnection:
 
     @property
     def lapsed(self) -> bool:
-        """Whether a connection that was used before ended without a byte of the last reply. The daemon has
-        then most likely closed it while it was idle, so the request is sent again."""
+        """Whether a reused connection ended before the first byte of the reply arrived. Most likely, the
+        daemon had closed the idle connection before the request was sent, so the caller sends the request
+        again."""
         return self._incoming.lapsed
 
     async def line(self) -> bytes:
@@ -108,14 +109,14 @@ class AsyncConnection:
         return line
 
     def alive(self) -> bool:
-        """Whether the connection is open and has nothing to read, so that the next request may use it."""
+        """Whether the connection is open and has no unread data, so that the next request may use it."""
         return is_quiet(self._socket)
 
     def close(self) -> None:
         """Closes the connection, which cancels its running request. A second call does nothing.
 
-        If a task waits for the connection, that task sees the end of the stream, and then releases the
-        socket.
+        If another task is sending or receiving on the connection, its operation ends as if the daemon had
+        closed the connection. Then that task closes the socket.
         """
         if self._closed:
             return
@@ -180,7 +181,7 @@ async def _connect(endpoint: Endpoint, limit_secs: float | None) -> socket.socke
                 require_trusted(connection, endpoint.text)
                 return connection
             except BlockingIOError:
-                # The daemon's backlog is full. No event tells when it has room again, so poll.
+                # The daemon's backlog is full. No event reports when the backlog has room again, so poll.
                 if end is not None and time.monotonic() >= end:
                     raise
             await asyncio.sleep(BACKLOG_PAUSE_SECS)

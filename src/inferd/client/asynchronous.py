@@ -5,8 +5,9 @@
             ...
 
 This client behaves as described in :mod:`inferd.client.blocking`, and raises the same errors. A request is
-sent when its reply is entered or first read. If a task that waits for a reply is cancelled, the request is
-cancelled. Several tasks may share a client, and a client is not bound to one event loop.
+sent when the ``async with`` block of its reply begins, or when the reply is first read. If a task that waits
+for a reply is cancelled, the request is cancelled. Several tasks may share a client, and a client is not
+bound to one event loop.
 """
 
 from __future__ import annotations
@@ -40,8 +41,7 @@ AsyncAnswer = AsyncReply[Event, MessageDone]
 class AsyncClient:
     """:class:`inferd.Client` for asyncio, with the same arguments.
 
-    With ``start``, a daemon is started if none runs, when the ``async with`` is entered or :meth:`connect` is
-    called.
+    With ``start``, :meth:`connect` and the beginning of an ``async with`` block start a daemon if none runs.
     """
 
     def __init__(
@@ -154,7 +154,8 @@ class AsyncClient:
 
 
 class AsyncChat:
-    """A conversation. A question becomes part of it as soon as any part of the answer has arrived."""
+    """A conversation. A question becomes part of the conversation as soon as any part of its answer has
+    arrived."""
 
     def __init__(self, client: AsyncClient, conversation: Conversation) -> None:
         self._client = client
@@ -162,7 +163,7 @@ class AsyncChat:
 
     def ask(self, content: Content) -> AsyncAnswer:
         """Asks for an answer to ``content``, which is a text or a list of texts, attachments and blocks. Read
-        each answer before the next question."""
+        each answer to its end before you ask the next question."""
         return self._client._ask(self._conversation, content)
 
     @property

@@ -4,10 +4,10 @@
         for event in answer:
             ...
 
-Each surface has connections of its own, which are opened on first use. If a reply is closed before its end,
-the daemon cancels the request. Several threads may share a client, but not a reply. The errors are in
-``inferd.errors``: RequestFailed for an error frame, DaemonUnreachable, ConnectionLost, ProtocolError, and
-UsageError for a value that JSON cannot express.
+The client opens separate connections to each surface of the daemon (v1, v2, embed, rerank), on first use. If
+a reply is closed before its end, the daemon cancels the request. Several threads may share a client, but not
+a reply. The errors are in ``inferd.errors``: RequestFailed for an error frame, DaemonUnreachable,
+ConnectionLost, ProtocolError, and UsageError for a value that JSON cannot express.
 """
 
 from __future__ import annotations
@@ -37,14 +37,15 @@ Answer = Reply[Event, MessageDone]
 
 
 class Client:
-    """The client of a daemon. ``address`` is the address of v1, and ``v2``, ``embed``, ``rerank`` and
-    ``admin`` are those of the other surfaces.
+    """The client of a daemon.
 
-    An address is the path of a Unix socket or ``tcp://IP:port``. A TCP address may need an ``api_key``.
-    Without addresses, the client uses the default sockets. If ``address`` is a socket with a default name,
-    the client looks for the other surfaces in the same directory. ``timeout`` limits each wait for the
-    daemon, in seconds, and ``None`` means no limit. ``id_prefix`` is the start of the ids of the client's
-    requests, which status and the log show. By default it contains the pid.
+    ``address`` is the address of the v1 surface. ``v2``, ``embed``, ``rerank`` and ``admin`` are the
+    addresses of the surfaces with these names. An address is the path of a Unix socket or ``tcp://IP:port``.
+    A TCP address may need an ``api_key``. Without ``address``, the client uses the addresses in the
+    environment or the config file, or else the default sockets. If ``address`` is a socket with a default
+    file name, the client looks for the sockets of the other surfaces in the same directory. ``timeout``
+    limits each wait for the daemon, in seconds, and ``None`` means no limit. The ids of the client's requests
+    begin with ``id_prefix``, which by default contains the pid; ``inferd status`` and the log show the ids.
 
     With ``start``, the constructor connects, and starts a daemon in the background if none runs. If the
     daemon cannot start, the constructor raises BootFailed with the reason. Without ``start``, the client
@@ -85,12 +86,11 @@ class Client:
         on_progress: OnProgress | None = None,
         **sampling: Unpack[Sampling],
     ) -> Generation:
-        """Starts generating text. The request is sent on v1, or on v2 if it is too long for a line.
+        """Starts generating text. Uses the v1 protocol, or the v2 protocol if the request is too long for v1.
 
-        ``messages`` is the text of one user message, or a list of turns ``{"role", "content"}``. The events
-        are of the class :class:`Token`, and the last one is a :class:`Done`. ``on_progress(phase, details)``
-        is called while the reply is read: with each step, as long as the request waits in the queue or for
-        its model to load.
+        ``messages`` is the text of one user message, or a list of turns ``{"role", "content"}``. The reply
+        yields :class:`Token` events, and at the end a :class:`Done`. While the request waits in the queue or
+        for its model to load, reading the reply calls ``on_progress(phase, details)`` at each step.
         """
         surface, request = self._core.generate(messages, sampling, on_progress)
         return Reply(self._channel(surface), request)
@@ -102,17 +102,17 @@ class Client:
         on_progress: OnProgress | None = None,
         **options: Unpack[Tooling],
     ) -> Answer:
-        """Starts generating typed blocks. The request is sent on v2.
+        """Starts generating typed blocks. Uses the v2 protocol.
 
         ``messages`` is the text of one user message, or a list of turns ``{"role", "content"}``. ``content``
-        is a text, or a list of texts, instances of :class:`Attachment`, and blocks in the form of the wire.
-        ``tool_choice`` is ``auto``, ``none``, ``required`` or ``{"name": …}``. The events are of the classes
-        :class:`Text`, :class:`Thinking` and :class:`ToolUse`, and the last one is a :class:`MessageDone`.
+        is a text, or a list of texts, instances of :class:`Attachment`, and blocks of the v2 protocol.
+        ``tool_choice`` is ``auto``, ``none``, ``required`` or ``{"name": …}``. The reply yields
+        :class:`Text`, :class:`Thinking` and :class:`ToolUse` events, and at the end a :class:`MessageDone`.
         """
         return Reply(self._channel("v2"), self._core.messages(messages, options, on_progress))
 
     def chat(self, system: str | None = None, **options: Unpack[Tooling]) -> Chat:
-        """Starts a conversation on v2. The options apply to each of its answers."""
+        """Starts a conversation over the v2 protocol. The options apply to every answer in it."""
         return Chat(self, self._core.conversation(system, options))
 
     def embed(
@@ -124,7 +124,8 @@ class Client:
         model: str | None = None,
     ) -> Embeddings:
         """Returns the embeddings of one or many texts. A long list is sent in several requests, one after the
-        other. If a later request fails, RequestFailed names the index of the first text of that request."""
+        other. If a request after the first one fails, the message of RequestFailed gives the index of the
+        request's first text in the list."""
         return self._channel("embed").follow(self._core.embed(texts, task, dimensions, model))
 
     def rerank(
@@ -175,7 +176,8 @@ class Client:
 
 
 class Chat:
-    """A conversation. A question becomes part of it as soon as any part of the answer has arrived."""
+    """A conversation. A question becomes part of the conversation as soon as any part of its answer has
+    arrived."""
 
     def __init__(self, client: Client, conversation: Conversation) -> None:
         self._client = client
@@ -183,7 +185,7 @@ class Chat:
 
     def ask(self, content: Content) -> Answer:
         """Asks for an answer to ``content``, which is a text or a list of texts, attachments and blocks. Read
-        each answer before the next question."""
+        each answer to its end before you ask the next question."""
         return self._client._ask(self._conversation, content)
 
     @property

@@ -1,8 +1,8 @@
-"""The blocking connections of a client to one surface, and the replies that they receive.
+"""The blocking connections of a client to one surface, and the replies that arrive on these connections.
 
-Each running request has a connection of its own, so several may run at once. If a reply is closed before its
-end, the connection is closed, and the daemon cancels the request. The connection of a finished request is
-reused.
+Each running request has a connection of its own, so several requests may run at once. If a reply is closed
+before its end, the connection is closed, and the daemon cancels the request. The connection of a finished
+request is reused.
 """
 
 from __future__ import annotations
@@ -44,13 +44,15 @@ class Channel:
         self._idle.give_back(self._take(self._timeout if timeout is None else timeout))
 
     def ask(self, request: PendingRequest[E, D], *, anew: bool = False) -> Connection:
-        """Sends a request. With ``anew``, uses a new connection. Returns the connection of the reply."""
+        """Sends a request. With ``anew``, opens a new connection for it. Returns the connection on which the
+        reply arrives."""
         connection = self._connect(self._timeout) if anew else self._take(self._timeout)
         connection.ask(request.pieces)
         return connection
 
     def follow(self, plan: Plan[T]) -> T:
-        """Sends the requests of a plan one after the other, and returns the plan's result."""
+        """Sends the requests that the generator ``plan`` yields, one after the other, and returns the result
+        of ``plan``."""
         try:
             request = next(plan)
             while True:
@@ -85,7 +87,7 @@ class Reply(Iterator[E | D], Generic[E, D]):
     """The events of one reply. The last event has the type ``D``.
 
     If the reply is closed before its end, the connection is closed, which cancels the request. Use a reply in
-    a ``with``.
+    a ``with`` block.
     """
 
     _connection: Connection | None = None
@@ -96,8 +98,8 @@ class Reply(Iterator[E | D], Generic[E, D]):
         self._connection = channel.ask(request)
 
     def __next__(self) -> E | D:
-        """Returns the next event. Raises RequestFailed for an error frame, and ConnectionLost if the reply
-        breaks off."""
+        """Returns the next event. Raises RequestFailed for an error frame, and ConnectionLost if the
+        connection ends before the reply is complete."""
         if self._connection is None:
             raise StopIteration
         try:
@@ -134,7 +136,7 @@ class Reply(Iterator[E | D], Generic[E, D]):
         return self._request.done
 
     def close(self) -> None:
-        """Cancels the request, unless it is finished. A second call does nothing."""
+        """Cancels the request, unless the request is finished. A second call does nothing."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None

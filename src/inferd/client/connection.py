@@ -44,8 +44,8 @@ class Connection:
     def send(self, pieces: Sequence[Bytes]) -> None:
         """Sends all of the pieces.
 
-        If the peer has already closed the connection, no error is raised, since its last data can still be
-        read.
+        If the daemon has already closed the connection, no error is raised, because the caller can still
+        read the last data from the daemon.
         """
         try:
             for piece in pieces:
@@ -66,8 +66,9 @@ class Connection:
 
     @property
     def lapsed(self) -> bool:
-        """Whether a connection that was used before ended without a byte of the last reply. The daemon has
-        then most likely closed it while it was idle, so the request is sent again."""
+        """Whether a reused connection ended before the first byte of the reply arrived. Most likely, the
+        daemon had closed the idle connection before the request was sent, so the caller sends the request
+        again."""
         return self._incoming.lapsed
 
     def line(self) -> bytes:
@@ -87,7 +88,7 @@ class Connection:
         return line
 
     def alive(self) -> bool:
-        """Whether the connection is open and has nothing to read, so that the next request may use it."""
+        """Whether the connection is open and has no unread data, so that the next request may use it."""
         return is_quiet(self._socket)
 
     def close(self) -> None:
@@ -96,7 +97,7 @@ class Connection:
 
 
 def is_quiet(sock: socket.socket) -> bool:
-    """Whether the socket has nothing to read, and its end has not been reached either."""
+    """Whether the peer has neither closed the socket nor sent data that is still unread."""
     readable = select.poll()
     readable.register(sock, select.POLLIN)
     return not readable.poll(0)

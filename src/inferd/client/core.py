@@ -1,5 +1,5 @@
-"""Code that the blocking and the asyncio client share: for making requests from arguments, for the pauses
-between retries, and for keeping idle connections."""
+"""Code that the blocking and the asyncio client share. It makes requests from arguments, computes the pauses
+between retries, and keeps idle connections."""
 
 from __future__ import annotations
 
@@ -26,8 +26,7 @@ MAX_IDLE = 16
 
 
 class Tooling(Sampling, total=False):
-    """The options of an answer on v2. Each of the ``tools`` is
-    ``{"name", "description", "input_schema"}``."""
+    """The options of a v2 request. Each of the ``tools`` is ``{"name", "description", "input_schema"}``."""
 
     tools: Sequence[Mapping[str, Any]] | None
     tool_choice: str | Mapping[str, str] | None
@@ -49,7 +48,7 @@ class SurfaceAddresses(TypedDict, total=False):
 
 
 _numbers = itertools.count(1)
-"""Numbers the requests of all clients of a process that have no ``id_prefix``."""
+"""Numbers the requests of all clients in this process that have no ``id_prefix``."""
 
 
 class Core:
@@ -60,8 +59,8 @@ class Core:
     ) -> None:
         found = surfaces.addresses() if address is None else {}
         self.api_key: str | None = None
-        """The API key from the environment. It is used only if the address, too, comes from the environment
-        or the config file."""
+        """The API key from the environment. ``None`` if the address comes neither from the environment nor
+        from the config file."""
         if found:
             self.api_key = os.environ.get("INFERD_API_KEY") or None
         self.addresses = Addresses(
@@ -77,8 +76,8 @@ class Core:
         self._blocks: type[MessagesRequest] = FramedMessagesRequest if framed else MessagesRequest
         self.incoming_v2: type[Incoming] = FramedIncoming if framed else Incoming
         """The class that splits v2 answers."""
-        # The ids of all requests in status, top and the log are different. The pid distinguishes those of
-        # several programs.
+        # The requests of all programs have different ids in status, top and the log, because the ids contain
+        # the pid.
         self._id_prefix = f"c{os.getpid()}-" if id_prefix is None else id_prefix
         self._numbers = _numbers if id_prefix is None else itertools.count(1)
 
@@ -88,8 +87,8 @@ class Core:
     def generate(
         self, messages: str | Sequence[Mapping[str, str]], sampling: Sampling, on_progress: OnProgress | None
     ) -> tuple[Surface, PendingRequest[Token, Done]]:
-        """Returns a request for text and its surface. The surface is v2 if the request is too long for a line
-        of v1."""
+        """Returns the surface and the request for a generation of text. The surface is v1, or v2 if the
+        request is too long for a v1 line."""
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
         options = {**given(sampling, Sampling), **_wants(on_progress)}
         request_id = self.next_id()
@@ -132,7 +131,7 @@ def _wants(on_progress: OnProgress | None) -> dict[str, object]:
 
 class Backoff:
     """Computes the pauses between retries. The first pause is 100 ms, and each further pause is twice as
-    long, up to 5 s. No pause goes beyond ``limit_secs`` from now."""
+    long, up to 5 s. No pause goes beyond the time limit, which is ``limit_secs`` after the construction."""
 
     def __init__(self, limit_secs: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -140,18 +139,18 @@ class Backoff:
         self._pause = FIRST_PAUSE_SECS
 
     def left(self) -> float:
-        """Returns the seconds until the limit, or 0 after it."""
+        """Returns the seconds until the time limit, or 0 if the limit has passed."""
         return max(self._end - self._clock(), 0.0)
 
     def pause(self) -> float:
-        """Returns the seconds to wait before the next try, or 0 if the limit is reached."""
+        """Returns the seconds to wait before the next try, or 0 if the time limit has passed."""
         pause = min(self._pause, self.left())
         self._pause = min(2 * self._pause, LONGEST_PAUSE_SECS)
         return pause
 
 
 class Closable(Protocol):
-    """The methods of a connection that the pool uses."""
+    """The methods of a connection that :class:`ConnectionPool` calls."""
 
     def alive(self) -> bool: ...
 
@@ -162,14 +161,15 @@ C = TypeVar("C", bound=Closable)
 
 
 class ConnectionPool(Generic[C]):
-    """Idle connections, kept for the next requests. Several threads may share a pool."""
+    """Keeps idle connections for the next requests. Several threads may share a pool."""
 
     def __init__(self) -> None:
         self._kept: list[C] = []
         self._closed = False
 
     def take(self) -> C | None:
-        """Takes the most recently used connection that is still open. Returns ``None`` if there is none."""
+        """Takes the most recently used connection out of the pool, or returns ``None`` if the pool has no
+        open connection."""
         while True:
             try:
                 connection = self._kept.pop()
@@ -186,8 +186,8 @@ class ConnectionPool(Generic[C]):
             self._kept.append(connection)
 
     def close(self) -> None:
-        """Closes the idle connections, and from now on each connection that is given back. A second call does
-        nothing."""
+        """Closes the idle connections. From now on, :meth:`give_back` closes each connection. A second call
+        does nothing."""
         self._closed = True
         while self._kept:
             self._kept.pop().close()

@@ -1,8 +1,8 @@
-"""v2 requests and answers in length-prefixed frames.
+"""The v2 protocol in length-prefixed frames instead of lines.
 
-A line has at most 64 KiB and a request at most 32 attachments, which is too little for a long conversation. A
-frame has up to 64 MiB. Even in frames, long texts are sent as attachments, so that the daemon need not parse
-them as part of the JSON.
+A request line has at most 64 KiB, and a request at most 32 attachments. A long conversation may exceed these
+limits, but a frame has up to 64 MiB. Even in frames, long texts are sent as attachments, so that the daemon
+need not parse these texts as part of the JSON.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _LONGEST_HEAD = 6
 
 
 def head(size: int, kind: int) -> bytes:
-    """Encodes the head of a frame with a payload of ``size`` bytes."""
+    """Encodes the header of a frame whose payload has ``size`` bytes."""
     data = bytearray()
     while size >= 0x80:
         data.append(size & 0x7F | 0x80)
@@ -49,8 +49,8 @@ class FramedMessagesRequest(MessagesRequest):
 
 
 class FramedIncoming(Incoming):
-    """Splits the received bytes of a framed connection into payloads. A payload has the same JSON as a line
-    would have."""
+    """Splits the bytes that a framed connection receives into the payloads of frames. Each payload is the
+    same JSON object as a line of a connection without frames."""
 
     def __init__(self, address: str, *, tcp: bool) -> None:
         super().__init__(address, tcp=tcp)
@@ -72,8 +72,8 @@ class FramedIncoming(Incoming):
 
 
 def _head_at(held: bytearray, at: int) -> tuple[int, int] | None:
-    """Returns the start and the size of the payload of the frame at ``at``, or ``None`` if the head is
-    incomplete."""
+    """Returns the start and the size of the payload of the frame that begins at ``at``, or ``None`` if the
+    frame's header is incomplete. Raises ProtocolError for an invalid header."""
     size = 0
     for place, byte in enumerate(held[at : at + _LONGEST_HEAD]):
         size |= (byte & 0x7F) << (7 * place)

@@ -1,7 +1,8 @@
-"""Typed blocks (v2): the content of a conversation, and the blocks of an answer.
+"""The typed blocks of the v2 protocol, of which messages and answers consist.
 
-A message's ``content`` is a text or a list of texts, attachments and blocks in the form of the wire.
-Attachments follow the request line as raw bytes. If the line would exceed its limit, long texts do so, too.
+A message's ``content`` is a text or a list of texts, attachments and blocks of the v2 protocol. Attachments
+are sent as raw bytes after the request line. If the request line would be too long, the longest texts are
+sent as attachments, too.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any, Literal
 
 from inferd.client.protocol import MAX_LINE_BYTES, Bytes, PendingRequest, encode
 
-# The most bytes that a reference and its attachment entry take on the line.
+# The most bytes on the request line for a reference to an attachment, and for its row in ``attachments``.
 _REFERENCE_BYTES = 128
 # Room for the request's id.
 _ID_BYTES = 64
@@ -74,7 +75,7 @@ class MessageDone:
 
     ``content`` can be sent as the assistant's turn in the next request. ``tool_choice_unsatisfied`` is true
     if a required tool was not called. ``unenforced`` lists the parts of the JSON Schema that were checked
-    only at the end of the answer. If the schema is that of a tool, the tool's name precedes each part.
+    only at the end of the answer; for the schema of a tool's input, each part begins with the tool's name.
     ``logprobs`` has the tokens of the whole text, as in :class:`Text`.
     """
 
@@ -92,7 +93,7 @@ class MessageDone:
 
 
 def tool_result(call: ToolUse | str, content: Content) -> Block:
-    """Returns the block with the result of a tool call. ``call`` is the call itself or its id."""
+    """Returns a block with the result of a tool call. ``call`` is the tool call or its id."""
     call_id = call if isinstance(call, str) else call.tool_call_id
     return {"type": "tool_result", "tool_call_id": call_id, "content": content}
 
@@ -101,7 +102,8 @@ Event = Text | Thinking | ToolUse
 
 
 class MessagesRequest(PendingRequest[Event, MessageDone]):
-    """A request on v2. ``blocks`` has the answer so far, in the form of the content of a turn."""
+    """A v2 request. ``blocks`` has the blocks of the answer that have arrived, in the form that the
+    ``content`` of a turn has."""
 
     def __init__(
         self, request_id: str, turns: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
@@ -116,7 +118,7 @@ class MessagesRequest(PendingRequest[Event, MessageDone]):
         super().__init__(request_id, body, outgoing.raw)
 
     def _fit(self, outgoing: Outgoing, body: Mapping[str, Any]) -> None:
-        """Moves texts into attachments, so that the request fits the limits of the wire."""
+        """Moves texts into attachments, so that the request does not exceed the limits of the protocol."""
         outgoing.shorten(body)
 
     def event(self, kind: str, frame: Mapping[str, Any]) -> Event | MessageDone:
@@ -150,14 +152,15 @@ class MessagesRequest(PendingRequest[Event, MessageDone]):
         delta = block["delta"]
         if self.blocks and self.blocks[-1]["type"] == kind:
             self.blocks[-1]["text"] += delta
-        elif delta:  # a last frame may hold only the records of tokens
+        elif delta:  # the last frame may have only logprobs, and no text
             self.blocks.append({"type": kind, "text": delta})
         self._logprobs += logprobs
         return Text(delta, tuple(logprobs)) if kind == "text" else Thinking(delta)
 
 
 class Outgoing:
-    """Converts messages to the form of the wire, and collects the bytes that follow the line."""
+    """Converts messages to JSON objects of the v2 protocol. Collects the attachments, whose raw bytes are
+    sent after the request line."""
 
     def __init__(self) -> None:
         self.attachments: list[dict[str, Any]] = []
@@ -168,7 +171,8 @@ class Outgoing:
         return {"messages": [{**each, "content": self._content(each["content"])} for each in messages]}
 
     def shorten(self, body: Mapping[str, Any]) -> None:
-        """Moves texts from the line to attachments, the longest first, until the line fits its limit."""
+        """Moves texts from the request line to attachments, the longest first, until the line is short
+        enough."""
         excess = len(encode({**body, "attachments": self.attachments})) + _ID_BYTES - MAX_LINE_BYTES
         for block in sorted(self._texts, key=lambda block: len(block["text"]), reverse=True):
             if excess <= 0:
@@ -178,8 +182,8 @@ class Outgoing:
             block["attachment_id"] = self._attach(Attachment("text", text.encode()))
 
     def move_long_texts(self, least: int, most: int) -> None:
-        """Moves texts of at least ``least`` characters to attachments, the longest first, until there are
-        ``most`` attachments."""
+        """Moves texts of at least ``least`` characters to attachments, the longest first. Stops when the
+        request has ``most`` attachments."""
         room = most - len(self.attachments)
         long = [block for block in self._texts if len(block["text"]) >= least]
         for block in sorted(long, key=lambda block: len(block["text"]), reverse=True)[: max(room, 0)]:

@@ -1,8 +1,8 @@
-"""The protocol of the client, without I/O. The blocking and the asyncio client share it.
+"""The client's side of the protocols, without I/O. The blocking and the asyncio client share this module.
 
-A client connects, and on TCP with a key sends ``opening(...)``. For each request it sends the ``pieces``, and
-feeds the received bytes to the ``Incoming`` of the connection. The client passes each line from ``Incoming``
-to the request, until the request is ``done``.
+A client connects. On TCP with an API key, the client first sends ``opening(api_key)``. For each request, the
+client sends the request's ``pieces``, and feeds the received bytes to the connection's ``Incoming``. The
+client passes each line from ``Incoming`` to the request, until the request is ``done``.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from inferd.errors import (
 from inferd.wire.bounds import QUEUE_STEPS as QUEUE_STEPS
 
 MAX_LINE_BYTES = 65_536
-"""The longest request line, without the newline, that a daemon accepts by default. An operator may set
-less."""
+"""The longest request line, without the newline, that a daemon accepts by default. An operator may set a
+lower limit."""
 
 MAX_RESPONSE_BYTES = 64 * 1024 * 1024
-"""The longest line that is read. The last frame of a request holds the whole answer."""
+"""The longest line that a client accepts. The last line of a reply contains the whole answer."""
 
 READ_BYTES = 65_536
 
@@ -42,13 +42,14 @@ D = TypeVar("D")
 
 
 def check_whole(done: object) -> None:
-    """Raises AnswerCancelled if the last event of a reply says that the daemon ended it early."""
+    """Raises AnswerCancelled if ``done``, the last event of a reply, says that the daemon ended the answer
+    early."""
     if getattr(done, "stop_reason", None) == "cancelled":
         raise AnswerCancelled(done)
 
 
 def opening(api_key: str) -> bytes:
-    """Returns the first bytes to send on a TCP connection with a key."""
+    """Returns the first bytes to send on a TCP connection: the line with the API key."""
     return encode({"type": "auth", "key": api_key}) + b"\n"
 
 
@@ -61,9 +62,8 @@ def encode(value: object) -> bytes:
 
 
 class Incoming:
-    """Splits the received bytes of one connection into lines, and makes the errors for the ways in which the
-    connection can end.
-    """
+    """Splits the bytes that one connection receives into lines. If the connection ends, makes the error to
+    raise."""
 
     def __init__(self, address: str, *, tcp: bool) -> None:
         self._address = address
@@ -75,11 +75,11 @@ class Incoming:
         self._requests = 0
         self._unheard = False
         self.lapsed = False
-        """Whether a connection that was used before ended without a byte of the last reply. The daemon has
-        then most likely closed it while it was idle."""
+        """Whether a reused connection ended before the first byte of the reply arrived. Most likely, the
+        daemon had closed the idle connection before the request was sent."""
 
     def expect(self) -> None:
-        """Prepares for the lines of one more reply. Call this method before the request is sent."""
+        """Prepares for the reply to one more request. Call this method before the request is sent."""
         self._requests += 1
         self._unheard = True
 
@@ -131,11 +131,11 @@ class Incoming:
 
 
 class PendingRequest(ABC, Generic[E, D]):
-    """One request: has the ``pieces`` to send, and parses the reply.
+    """One request: holds the ``pieces`` of bytes to send, and parses the reply.
 
-    ``done`` is the last event of the reply, or ``None`` before it has arrived. ``raw`` are the bytes that
-    follow the line. ``on_progress`` is called with the phase and the details of each ``progress`` frame.
-    Raises UsageError for a ``body`` that JSON cannot express.
+    ``done`` is the last event of the reply, or ``None`` if the last event has not arrived yet. ``raw`` are
+    attachments, which are sent after the request line. ``on_progress`` is called with the phase and the
+    details of each ``progress`` frame. Raises UsageError for a ``body`` that JSON cannot express.
     """
 
     done: D | None = None
@@ -150,7 +150,8 @@ class PendingRequest(ABC, Generic[E, D]):
         return (encode(body) + b"\n", *raw)
 
     def take(self, line: bytes) -> E | D | None:
-        """Returns the event on a line, or ``None`` for a frame without an event.
+        """Parses a line of the reply. Returns its event, or ``None`` for a line without an event, such as a
+        ``progress`` frame.
 
         Raises RequestFailed for an error frame, and ProtocolError for a line that is not part of the reply to
         this request.

@@ -11,13 +11,14 @@ COMMAND = (sys.executable, "-m", "inferd", "start")
 
 
 def check(wanted: bool, address: object) -> None:
-    """Raises UsageError if a client has ``start`` together with an address."""
+    """Raises UsageError if a client is given both ``start`` and an address."""
     if wanted and address is not None:
         raise UsageError("a daemon is started at the default address alone; leave out address or start")
 
 
 def start() -> None:
-    """Starts a daemon of this user, and waits until it is ready. Raises BootFailed with the reason."""
+    """Starts a daemon as this user, and waits until the daemon is ready. Raises BootFailed with the reason if
+    the daemon cannot start."""
     done = subprocess.run(  # noqa: S603 - our own interpreter with fixed arguments
         COMMAND, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False
     )

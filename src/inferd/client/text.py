@@ -1,6 +1,6 @@
-"""Text answers on v1: first the tokens as they arrive, then the whole answer.
+"""Text answers over the v1 protocol: first the tokens as they arrive, then the whole answer.
 
-A request that is too long for a line of v1 is sent on v2.
+A request that is too long for a v1 line is sent over the v2 protocol.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Sampling(TypedDict, total=False):
 
 
 def given(options: Sampling, kind: type[Sampling] = Sampling) -> dict[str, object]:
-    """Returns the options that are not ``None``, for the wire.
+    """Returns the options to send: all that are not ``None``.
 
     Raises TypeError for an option that ``kind`` does not have, and UsageError for a number that is not
     finite.
@@ -82,7 +82,7 @@ class Done:
 
 
 class TextRequest(PendingRequest[Token, Done]):
-    """A request for text on v1."""
+    """A request for text over the v1 protocol."""
 
     def event(self, kind: str, frame: Mapping[str, Any]) -> Token | Done:
         if kind == "token":
@@ -108,8 +108,8 @@ _STOP_REASONS = {"end_turn": "end", "stop_sequence": "end", "max_tokens": "lengt
 
 
 class LongTextRequest(PendingRequest[Token, Done]):
-    """A request for text on v2, where the longest texts follow the line as raw bytes. The events of the reply
-    are those of a request on v1."""
+    """A request for text over the v2 protocol, which sends the longest texts as attachments. The reply yields
+    the same events as a v1 reply."""
 
     def __init__(self, inner: messages.MessagesRequest) -> None:
         self._id = inner._id

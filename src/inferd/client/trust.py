@@ -1,9 +1,11 @@
-"""Checks whether the server of a Unix socket may be sent a prompt.
+"""Checks whether a client may send prompts to the server of a Unix socket.
 
-In a directory that everyone may write, such as /tmp, another user can create the socket's directory first and
-so impersonate the daemon. A server that runs as this user or as root is trusted. Another user is trusted if a
-trusted user created the path for them, in a directory that others cannot write. So /run/inferd of the user
-inferd is trusted, but not /tmp/inferd-1000 of another user.
+In a directory that everyone may write, such as /tmp, another user can create the socket's directory before
+the daemon does, and so impersonate the daemon. A server that runs as this user or as root is trusted. A
+server of another user is trusted if that user owns a part of the socket's path whose parent directory only
+trusted users can write, because then a trusted user has created this part. For example, /run/inferd, which
+belongs to the user ``inferd``, is trusted, since only root can write /run. /tmp/inferd-1000 of another user
+is not trusted.
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ def require_trusted(connected: socket.socket, path: str) -> None:
 
 
 def server_pid(connected: socket.socket) -> int | None:
-    """Returns the pid of the process that made the server's socket, or ``None`` on a system that does not
-    tell it."""
+    """Returns the pid of the process that created the server's socket, or ``None`` on a system other than
+    Linux."""
     return _credentials(connected)[0] if sys.platform == "linux" else None
 
 
@@ -48,11 +50,11 @@ def _credentials(connected: socket.socket) -> tuple[int, int]:
 
 
 def _owners(path: Path, trusted: set[int]) -> set[int]:
-    """Returns the trusted owners along ``path``: ``trusted``, and each owner of a file or directory whose
-    parent only trusted owners can write. The path is checked from the root down.
+    """Returns the users that may serve at ``path``: ``trusted``, and each owner of a file or directory on the
+    path whose parent directory only these users can write. The path is checked from the root down.
 
-    Both the given path and the path after resolving links are checked, since another user may have created a
-    part of either path.
+    If any other user may have created a part of the path, returns only ``trusted``. Both the given path and
+    the path after resolving links are checked.
     """
     found = set(trusted)
     for way in (path, path.resolve()):

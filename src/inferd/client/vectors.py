@@ -1,4 +1,4 @@
-"""Requests for embeddings of texts and for scores of documents. A long list is sent in several requests."""
+"""Requests for embeddings of texts and for the scores of documents. A long list takes several requests."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Embeddings:
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """The index of a document in the caller's list, and its score. A higher score is better."""
+    """A document's index in the caller's list, and the document's score. A higher score is better."""
 
     index: int
     score: float
@@ -72,7 +72,7 @@ class WholeRequest(PendingRequest[Frame, Frame]):
 
 T = TypeVar("T")
 Plan = Generator[WholeRequest, Frame, T]
-"""A generator that yields requests, receives the reply frame of each, and returns the combined result."""
+"""A generator that yields requests, receives the reply of each request, and returns the combined result."""
 
 
 def embed(next_id: Callable[[], str], texts: Sequence[str], options: Mapping[str, Any]) -> Plan[Embeddings]:
@@ -119,8 +119,9 @@ def rerank(
 
 
 def _batches(texts: Sequence[str], room: int, most: int) -> Iterator[tuple[int, list[str]]]:
-    """Splits the texts into batches of at most ``most`` texts and ``room`` bytes. A longer text has a batch
-    of its own. Yields each batch with the index of its first text, and at least one batch."""
+    """Splits the texts into batches of at most ``most`` texts, which together take at most ``room`` bytes of
+    JSON. A text that takes more has a batch of its own. Yields the index of a batch's first text, and the
+    batch. Without texts, yields one empty batch."""
     start, batch, left = 0, list[str](), room
     for place, text in enumerate(texts):
         size = len(encode(text)) + 1
