@@ -15,6 +15,7 @@ from inferd.config.settings import Settings
 from inferd.daemon.build import build_backend
 from inferd.daemon.directory import Directory
 from inferd.engine.events import Done
+from inferd.engine.local.child.link import MAX_FDS
 from inferd.engine.requests import GenerateRequest, Message
 from inferd.errors import StoreError
 from inferd.sampling import SamplingParams
@@ -82,6 +83,13 @@ async def test_it_is_one_model_in_the_store_and_answers(
     assert cli.main(["import", str(first)]) == 0
     assert remove(store, "tiny").freed_bytes == row["size_bytes"]
     assert not any(store.blob_path(digest).exists() for digest in manifest.digests)
+
+
+async def test_a_model_may_have_more_files_than_another_message_has_descriptors(
+    tmp_path: Path, home: Path
+) -> None:
+    path = write_llama(tmp_path / "t.gguf", files=MAX_FDS + 2)
+    assert await answers(Settings(active_permits=1), LlamaCppEntry(name="t", model_path=path, n_ctx=64))
 
 
 def test_an_incomplete_split_model_is_refused(

@@ -27,9 +27,11 @@ MAX_BODY_BYTES = 8 << 20
 """The limit for a body. A header that announces more closes the link. Large data travels in a memory file
 instead."""
 MAX_FDS = 4
+"""The limit for the descriptors of a message, except that of a load: a model may have many files."""
+MAX_LOAD_FDS = 253  # of one message on Linux
 _READ_BYTES = 256 << 10
 _INT_BYTES = array.array("i").itemsize
-_RIGHTS_BYTES = socket.CMSG_SPACE(MAX_FDS * _INT_BYTES)
+_LOAD_RIGHTS_BYTES = socket.CMSG_SPACE(MAX_LOAD_FDS * _INT_BYTES)
 
 OnMessage = Callable[[int, int, bytes, list[int]], None]
 """Called with the kind, job, body and descriptors of a message. The receiver must close the descriptors."""
@@ -183,7 +185,7 @@ class Link:
 def receive(sock: socket.socket) -> tuple[int, int, bytes, list[int]]:
     """Waits for the next message and returns its kind, job, body and descriptors. Raises EOFError if the link
     is closed."""
-    head, ancillary, _, _ = sock.recvmsg(HEADER.size, _RIGHTS_BYTES, socket.MSG_WAITALL)
+    head, ancillary, _, _ = sock.recvmsg(HEADER.size, _LOAD_RIGHTS_BYTES, socket.MSG_WAITALL)
     if len(head) < HEADER.size:
         raise EOFError
     size, job, kind, _ = HEADER.unpack(head)
