@@ -2,7 +2,8 @@
 
 The packages: ``fastpath`` splits lines and encodes frames. ``wire`` defines the formats of requests and
 answers. ``serve`` handles connections and queues. ``engine`` generates the text. ``store`` downloads and
-verifies models. ``daemon`` assembles these parts. ``client`` and ``cli`` are the other end of the socket.
+verifies models. ``daemon`` assembles these parts. ``client`` connects to the daemon, and ``cli`` has the
+commands.
 
 The public names are the classes of the client and the errors that they raise. Each name is imported on first
 use, so that ``import inferd`` is fast.
@@ -10,7 +11,7 @@ use, so that ``import inferd`` is fast.
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # that of `typing`, which is not imported for it
+TYPE_CHECKING = False  # stands for `typing.TYPE_CHECKING`, because importing typing takes time
 if TYPE_CHECKING:
     from typing import Any
 

@@ -29,7 +29,7 @@ _MAX_LENGTH_BYTES = 5
 _KINDS = (1, 2)
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 
-# Values of the next newline's position: not searched yet, and none found.
+# Values of ``_newline``, the position of the next newline: not searched yet, and not found.
 _UNSEEN, _NONE = -2, -1
 
 # Keys are padded to at least this length, the limit of an auth line, before they are compared.
@@ -55,12 +55,13 @@ class LineSplitter:
       the cap, all buffered bytes are dropped and ``oversized`` is set. From then on ``next_line`` raises
       ``FrameTooLarge``, and further input is dropped.
     * The buffer holds at most the cap and the bytes of one read. The memory of a long line is released once
-      the line is taken. To keep this bound, ``get_buffer`` raises ``BufferError`` if whole lines fill more
-      than half the cap. So pause the transport while ``has_line`` is true.
-    * A line is a read-only memoryview. Drop the view before more bytes arrive. A view that is kept longer
-      shows the same bytes, but costs extra memory.
-    * The bytes after a line are not examined before the next call or read. So ``take_into`` can take raw
-      bytes that follow a line.
+      the line is taken. To keep this bound, ``get_buffer`` raises ``BufferError`` if a complete line is
+      buffered and the buffer holds more than half the cap. Therefore pause the transport while ``has_line``
+      is true.
+    * A line is a read-only memoryview. Drop the view before more bytes arrive. If the caller keeps the view
+      longer, the view still shows the same bytes, but costs extra memory.
+    * Taking a line does not examine the bytes after the line. So ``take_into`` can then take raw bytes that
+      follow the line.
     * While ``framed`` is set, newlines have no meaning. ``peek`` shows the buffered bytes, ``next_head``
       takes the head of a frame, and ``take_into`` takes the payload.
     """
@@ -77,7 +78,7 @@ class LineSplitter:
 
     @property
     def buffered(self) -> int:
-        """The number of bytes in the buffer, including those of whole lines."""
+        """The number of bytes in the buffer, including those of complete lines."""
         return len(self._held)
 
     @property
@@ -125,8 +126,8 @@ class LineSplitter:
         return self._take(self._newline, self._newline + 1)
 
     def take_tail(self) -> memoryview | None:
-        """Used at the end of the stream. Takes the next line. After the last line, returns the bytes after
-        the last newline, and then ``None``."""
+        """Takes the next line at the end of the stream. After the last complete line, takes the remaining
+        bytes, which have no newline. Then returns ``None``."""
         line = self.next_line()
         if line is None and self._held:
             return self._take(len(self._held), len(self._held))
@@ -227,8 +228,9 @@ def count_names(line: bytes) -> int:
 
 
 def may_repeat_a_name(line: bytes) -> bool:
-    """Whether an object in a line of JSON has a name twice. Only False is certain: a name with an escape, or
-    more names, open objects and open lists than are compared, count as a repetition."""
+    """Whether an object in a line of JSON may have a name twice. ``False`` is certain, ``True`` is not: the
+    function does not decode escapes in names, and compares only a limited number of names and open objects
+    and lists."""
     names: list[bytes] = []
     firsts: list[int] = []  # of each open object and list: the index of its first name
     for token in _NAME_OR_BRACE.finditer(line):
@@ -247,9 +249,9 @@ def may_repeat_a_name(line: bytes) -> bool:
 
 
 def set_aside(line: bytes | memoryview, longest: int, mark: bytes) -> tuple[bytes, list[str]]:
-    """Replaces each JSON string of more than ``longest`` bytes by a string of ``mark`` and the number of the
-    replaced string, in eight digits. Returns the new line and the decoded strings. Raises ValueError for an
-    invalid string."""
+    """Replaces each JSON string of more than ``longest`` bytes by a short string: ``mark``, and the index of
+    the replaced string in eight digits. Returns the new line and the decoded strings. Raises ValueError for
+    an invalid string."""
     texts: list[str] = []
 
     def replace(string: re.Match[bytes]) -> bytes:
@@ -295,8 +297,9 @@ def _head(size: int) -> bytes:
 
 
 def add_fields(entry: dict[str, Any], fields: dict[str, object], clean: Callable[[Any, str], object]) -> None:
-    """Adds the ``fields`` of a log record that ``entry`` lacks. Numbers, ``None`` and short words go in as
-    they are, all other values as ``clean(value, name)``."""
+    """Adds ``fields`` to the log record ``entry``, except names that ``entry`` already has. Floats, integers
+    from 0 to 2**63 - 1, ``None`` and short words are added unchanged, all other values as ``clean(value,
+    name)``."""
     for name, value in fields.items():
         if name in entry:
             continue
@@ -309,7 +312,8 @@ def add_fields(entry: dict[str, Any], fields: dict[str, object], clean: Callable
 
 def joined_fields(entry: dict[str, Any], left_out: Container[str], plain: Callable[[Any], str]) -> str:
     """Returns `` name=value`` for each field of ``entry`` whose value is not ``None`` and whose name is not
-    in ``left_out``. Numbers and words are written as they are, all other values as ``plain(value)``."""
+    in ``left_out``. Numbers and words of ASCII letters and digits are written unchanged, all other values as
+    ``plain(value)``."""
     text = ""
     for name, value in entry.items():
         if value is not None and name not in left_out:
@@ -332,10 +336,10 @@ def keys_equal(a: bytes, b: bytes) -> bool:
 
 
 def float_rows(values: Buffer, width: int) -> bytes:
-    """Encodes a buffer of whole rows of ``width`` float32 numbers as a JSON array of arrays.
+    """Encodes rows of ``width`` float32 numbers each as a JSON array of arrays.
 
     Each number has as few digits as possible, but reads back as the same float32. Each number has a fraction
-    or an exponent. Raises ``ValueError`` for a number that is not finite.
+    or an exponent. Raises ``ValueError`` for an incomplete row, and for a number that is not finite.
     """
     numbers = memoryview(values).cast("B")
     if width < 1 or len(numbers) % (4 * width):

@@ -1,8 +1,8 @@
 """The entry points of the commands ``inferd`` and ``inferd-daemon`` (which is ``inferd serve``). ctl.py has
 ``inferdctl``.
 
-Each command is a module that is imported only when the command runs, so that ``inferd status`` is quick. This
-module imports almost nothing itself, so that everything else is imported after :func:`collect_less`.
+The module of a command is imported only when the command runs, so that ``inferd status`` is quick. This
+module imports almost nothing at its top, so that :func:`collect_less` runs before all other imports.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from inferd.collecting import collect_less
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs ``inferd`` with ``arguments``, by default those of the process. Returns the exit code."""
+    """Runs ``inferd`` with ``arguments``, by default the arguments of the process. Returns the exit code."""
     if arguments is None:
         collect_less()
     from inferd.cli.commands import app

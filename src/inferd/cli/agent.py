@@ -21,10 +21,10 @@ from inferd.config.addresses import HttpAddress
 from inferd.errors import DaemonUnreachable, UsageError
 
 LEAST_WINDOW = 16_384
-"""Smallest useful context: the first requests of agents have 5,000 to 16,000 tokens."""
+"""The smallest useful context. The first requests of agents have 5,000 to 16,000 tokens."""
 
 UNKNOWN_WINDOW = 32_768
-"""Assumed context of a remote model whose context the daemon does not know."""
+"""The assumed context of a remote model whose context the daemon does not know."""
 
 _TIMEOUT_SECS = 10.0
 _NO_KEY = "inferd"
@@ -44,8 +44,9 @@ def agent_command(url: str | None, model: str | None, agent: str, arguments: tup
     """Run a coding agent on the models of this machine.
 
     The agent must be installed, and a daemon with an HTTP bridge must run (`inferd serve --http`). The
-    command sets the agent's address, key, model and context window. The key is that of INFERD_API_KEY.
-    ARGUMENTS are passed to the agent. Write `--` before them if they could be options of inferd.
+    command configures the agent with the address of the bridge, the API key, the model and the context
+    window. The key is that of INFERD_API_KEY. ARGUMENTS are passed to the agent. Write `--` before ARGUMENTS
+    if one of them is also an option of `inferd agent`.
 
         inferd agent claude -- -p "Explain this repository."
     """
@@ -64,7 +65,8 @@ def agent_command(url: str | None, model: str | None, agent: str, arguments: tup
 
 
 def find(url: str | None, model: str | None) -> Served:
-    """Returns the model to use at ``url``. Raises DaemonUnreachable, and UsageError for an unknown model."""
+    """Returns the model to use, as the HTTP bridge at ``url`` serves it. Raises DaemonUnreachable if no
+    bridge answers, and UsageError for an unknown model."""
     settings, _ = sources.load({}, serving=False)
     if url is None:
         scheme = "http" if settings.http_cert is None else "https"

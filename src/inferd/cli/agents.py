@@ -1,7 +1,7 @@
 """The variables, arguments and files by which each coding agent uses the models of this machine.
 
-There is one pure function for each agent. The function also sets the context window, since most agents assume
-200,000 tokens or more for an unknown model, and then send prompts that do not fit.
+Each agent has one pure function, which returns a :class:`Launch`. The function also sets the context window,
+since most agents assume 200,000 tokens or more for an unknown model, and then send prompts that do not fit.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 OUTPUT_SHARE = 4
-"""An answer may take 1/OUTPUT_SHARE of the window; with all of it, agents spend their turns on compaction."""
+"""An answer may take 1/OUTPUT_SHARE of the context window. If an answer could take the whole window, agents
+would spend their turns on compaction."""
 
 _COMPACT_PERCENT = 80
 
 _PATIENCE_MS = 3_600_000
-"""For agents that give up a silent stream after minutes: a slow machine reads a long prompt for longer."""
+"""The time limit for a silent stream, for agents whose default is some minutes. A slow machine may need
+longer to read a long prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,9 +40,9 @@ class Served:
 class Launch:
     """A program with its arguments, its environment, and the files of its private directory.
 
-    ``unset`` names the variables to remove, because they would make the program use another server. ``files``
-    are written to a private directory. ``DIRECTORY`` in arguments and variables is replaced by the path of
-    this directory.
+    ``unset`` names the environment variables to remove, because they would make the program use another
+    server. ``files`` are written to a private directory. ``DIRECTORY`` in arguments and variables is replaced
+    by the path of this directory.
     """
 
     program: str
@@ -115,8 +117,8 @@ def opencode(served: Served) -> Launch:
 
 
 def qwen(served: Served) -> Launch:
-    """Returns how to launch Qwen Code, which reads the window and its patience from its settings. The user's
-    own settings override these defaults."""
+    """Returns how to launch Qwen Code, which reads the context window and its time limits from a settings
+    file. The user's own settings override these defaults."""
     generation = {
         "contextWindowSize": served.window,
         "timeout": _PATIENCE_MS,
@@ -203,4 +205,4 @@ INSTALL: Mapping[str, str] = {
     "pi": "npm install -g @mariozechner/pi-coding-agent",
     "aider": "pipx install aider-chat",
 }
-"""Installation hints."""
+"""The command that installs each agent."""

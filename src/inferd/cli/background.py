@@ -1,7 +1,7 @@
 """Connects to the daemon, and starts a daemon in the background if none runs.
 
-A lock of its own serialises starts, so that two commands at the same time start only one daemon. Whether a
-daemon runs is decided by the daemon's lock, never by a pid or by a socket file.
+The lock ``start.lock`` serialises starts, so that two commands at the same time start only one daemon.
+Whether a daemon runs is decided by the daemon's lock, never by a pid or by a socket file.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ IDLE_EXIT_SECS = 900
 
 POLL_SECS = 0.05
 LAST_WORDS_SECS = 10.0
-"""How long to wait for a daemon that has closed its admin socket. It soon writes its last line and exits."""
+"""How long to wait for the exit of a daemon that has closed its admin socket. Such a daemon soon writes
+its last line and exits."""
 
 ROUNDS = 3
 """The number of attempts to connect. Several are needed, since a daemon that is stopping may exit before this
@@ -109,7 +110,7 @@ def _wait_for_boot(settings: Settings, show: Callable[[Frame], None]) -> None:
                 raise BootFailed(_why(settings, child)) from None
         finally:
             if child is not None and child.returncode is None:
-                child.returncode = 0  # it outlives this command, of which Popen would warn
+                child.returncode = 0  # the daemon outlives this command; Popen would warn of this
 
 
 def _why(settings: Settings, child: subprocess.Popen[bytes] | None) -> str:
@@ -142,7 +143,7 @@ def _start(settings: Settings) -> subprocess.Popen[bytes]:
     path = log_path(settings)
     ensure_private_dir(path.parent)
     with contextlib.suppress(FileNotFoundError):
-        path.replace(path.with_suffix(".log.1"))  # it may hold the reason why the last daemon ended
+        path.replace(path.with_suffix(".log.1"))  # the file may contain the reason why the last daemon ended
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     output = os.open(path, flags, 0o600)
     command = [sys.executable, "-m", "inferd", "serve"]

@@ -42,7 +42,7 @@ _THINGS = ("river", "clock", "garden", "engine", "letter", "island", "winter", "
 @dataclass(frozen=True)
 class Streams:
     """The speeds of ``count`` concurrent answers, in tokens per second: of all answers together, and of the
-    slowest."""
+    slowest answer."""
 
     count: int
     together: float
@@ -129,7 +129,7 @@ class Bench:
         return " ".join([*notes, "What is late?"])
 
     def _twice(self) -> tuple[_Timed, _Timed]:
-        """Sends a long prompt twice. Halves the prompt until it fits the context."""
+        """Sends the same long prompt twice. First halves the prompt until the prompt fits the context."""
         while True:
             prompt = self._long(self._pieces)
             try:
@@ -160,11 +160,11 @@ class Bench:
             return list(pool.map(lambda prompt: self._ask(prompt, self._tokens), prompts))
 
     def _together(self, timed: Sequence[_Timed]) -> tuple[float, float]:
-        """Returns the tokens per second of all answers together, and of the slowest. If the answers did not
-        overlap, returns the median twice."""
+        """Returns the tokens per second of all answers together, and of the slowest answer. If the answers
+        did not overlap in time, both values are the median speed."""
         rates = [each.rate for each in timed]
         began, ended = max(each.first for each in timed), min(each.ended for each in timed)
-        if ended <= began:  # they did not overlap
+        if ended <= began:  # no moment at which all answers were generated
             return statistics.median(rates), statistics.median(rates)
         return sum(rates), min(rates)
 
@@ -176,7 +176,8 @@ def bar(value: float, most: float, width: int = BAR) -> str:
 
 
 def report(found: Measured) -> list[str]:
-    """Returns the report: the numbers in sentences, and the speeds of concurrent answers as a plot."""
+    """Returns the lines of the report: the measured times and speeds, and a bar chart of the speeds of
+    concurrent answers."""
     computed = found.long_tokens - found.long_cached
     prefill = found.long_tokens / found.long_first if found.long_first > 0 else 0.0
     lines = [
@@ -255,10 +256,11 @@ def bench_command(
 ) -> None:
     """Measure the speed of a model on this machine.
 
-    Print the tokens per second, the time to the first token, the speed of several answers at once, and the
-    time that the cache saves.
+    Print the tokens per second, the time to the first token, the speed of concurrent answers, and the time
+    that the prefix cache saves.
 
-    The command takes a minute with a small model. If no daemon runs, it starts one in the background.
+    The command takes about a minute with a small model. If no daemon runs, the command starts one in the
+    background.
     """
 
     def note(text: str) -> None:

@@ -63,7 +63,7 @@ SETTABLE = (
 )
 
 ResultOf = Callable[[ToolUse], str | None]
-"""Asks the user for the result of a call; ``None``: there is none."""
+"""Asks the user for the result of a tool call. Returns ``None`` if the user gives none."""
 
 _LEAVE = ("/exit", "/bye", "/quit", "exit", "quit")
 
@@ -105,7 +105,8 @@ def chat_command(
 
 
 class Chat:
-    """The conversation. A question becomes part of it as soon as any text of the answer has arrived."""
+    """The conversation. A question is added to the conversation as soon as any text of its answer has
+    arrived."""
 
     def __init__(
         self,
@@ -141,18 +142,18 @@ class Chat:
         self._ask([*attached, text] if attached else text)
 
     def _ask(self, question: str | list[Any]) -> None:
-        """Sends the question. As long as the model calls tools, asks the user for their results and sends
-        them. If the user gives no result, takes the question back."""
+        """Sends the question. As long as the model calls tools, asks the user for the results and sends the
+        results. If the user gives no result, removes the question from the conversation."""
         self._last, self._asked_at = question, len(self.turns)
         choices = dict(self._choices)
         calls = self._answer(question, choices)
-        choices.pop("tool_choice", None)  # a call that must be made has been made
+        choices.pop("tool_choice", None)  # it applies to the first answer only
         while calls:
             results = []
             for call in calls:
                 result = self._result_of(call)
                 if result is None:
-                    del self.turns[self._asked_at :]  # no model takes a call without its result
+                    del self.turns[self._asked_at :]  # no model accepts a tool call without its result
                     say("(the question is taken back)", err=True)
                     return
                 results.append(tool_result(call, result))
@@ -161,7 +162,7 @@ class Chat:
     def _answer(self, content: str | list[Any], choices: dict[str, Any]) -> list[ToolUse]:
         """Streams one answer, and returns its tool calls.
 
-        Ctrl-C ends only the answer, and an error is only printed. In both cases the chat continues.
+        Ctrl-C ends the answer, but not the chat. An error is printed and does not end the chat, either.
         """
         question = {"role": "user", "content": content}
         system = [] if self.system is None else [{"role": "system", "content": self.system}]

@@ -52,7 +52,7 @@ def _draft(settings: Settings, entry: LlamaCppEntry, draft: Path | ModelSpec) ->
             with _path(settings, source).open("rb") as file:
                 vocabularies.append(read_vocabulary(file.fileno(), source))
         except (OSError, ModelError, StoreError):
-            return found  # a finding of the file itself says more
+            return found  # another finding reports the unreadable file
     if not same_vocabulary(*vocabularies):
         return Finding(
             "model",

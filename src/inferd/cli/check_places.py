@@ -45,8 +45,8 @@ def model_store(settings: Settings) -> Findings:
 
 
 def named_address(_: Settings) -> Findings:
-    """Checks that a daemon answers at the address in INFERD_ADDRESS, which clients use instead of this user's
-    daemon.
+    """Checks that a daemon answers at the address in INFERD_ADDRESS. Clients use that daemon instead of this
+    user's daemon.
     """
     named = os.environ.get("INFERD_ADDRESS")
     if not named:
@@ -67,9 +67,8 @@ def _nearest(path: Path) -> Path:
 def _directory(name: str, path: Path, variable: str, private: bool = False) -> Finding:
     """Checks that ``path`` is a writable directory, or can be created as one.
 
-    With ``private``, no other user may have write access.
-
-    ``variable`` is the environment variable that selects another directory.
+    With ``private``, no other user may have write access. The advice names ``variable``, the environment
+    variable that selects another directory.
     """
     there = _nearest(path)
     elsewhere = f"name another directory in {variable}"

@@ -1,6 +1,7 @@
 """Plain-text tables for commands that must start quickly. This module does not import rich.
 
-The frames of a daemon may quote clients, so control characters are removed before text reaches the terminal.
+Frames from a daemon may contain text of clients, so control characters are removed before text reaches the
+terminal.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ def aligned(rows: Iterable[Sequence[object]]) -> list[str]:
 
 def wrapped(text: str, width: int) -> list[str]:
     """Splits the text into lines of at most ``width`` or 20 characters, whichever is more. The lines after
-    the first are indented further."""
+    the first are indented by two more spaces."""
     indent = " " * (len(text) - len(text.lstrip()))
     return textwrap.wrap(text, max(width, 20), subsequent_indent=indent + "  ", break_on_hyphens=False)
 
 
 def terminal_width() -> int:
-    """Returns the number of columns of the terminal on stdout, or 80 if it is unknown. (Python 3.10 would
-    return the 0 that such a terminal reports.)"""
+    """Returns the number of columns of the terminal on stdout, or 80 if the number is unknown. (A terminal
+    that does not know its size reports 0 columns, and Python 3.10 returns this 0.)"""
     return shutil.get_terminal_size().columns or 80
 
 

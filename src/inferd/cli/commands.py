@@ -1,4 +1,4 @@
-"""The group of commands. The module of a command is imported only when the command is needed."""
+"""The command ``inferd``. The module of a subcommand is imported only when the subcommand is needed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COMMANDS = {
     "chat": ("chat", "Chat with the model."),
     "embed": ("vectors", "Print the embedding of each TEXT as a JSON array on one line."),
     "rerank": ("vectors", "Rank the DOCUMENTs by their relevance to QUERY."),
-    "status": ("status", "Show the daemon's requests, backends and numbers."),
+    "status": ("status", "Show the daemon's requests, backends and metrics."),
     "top": ("top", "Show speeds, queue, backends and requests, live. q quits."),
     "watch": ("status", "Print the daemon's events until the daemon ends."),
     "logs": ("logs", "Show the last lines of the activity log."),
@@ -30,31 +30,31 @@ COMMANDS = {
     "pull": ("models", "Download and verify a model."),
     "import": ("models", "Add a GGUF FILE, or another program's models, to the store."),
     "list": ("models", "List the stored models and the catalogue."),
-    "show": ("show", "Show the facts of a model, and the memory it needs."),
+    "show": ("show", "Show the metadata of a model, and the memory that the model needs."),
     "load": ("loaded", "Load a stored model into the daemon, before the first request."),
     "unload": ("loaded", "Unload a model."),
     "ps": ("loaded", "List the loaded and loading models, and how long each stays loaded."),
-    "verify": ("models", "Check the hashes of stored models, or of all models without NAME."),
+    "verify": ("models", "Check the hashes of stored models."),
     "rm": ("models", "Delete models from the store."),
     "gc": ("models", "Delete files in the store that no model needs."),
     "cache": ("cache", "Show or delete the files with the KV caches of earlier prompts."),
     "bench": ("bench", "Measure the speed of a model on this machine."),
     "config": ("config", "Show, check and write the configuration."),
-    "doctor": ("doctor", "Check this machine for faults."),
-    "rpc-worker": ("rpc_worker", "Compute a part of a model for an inferd on another host."),
+    "doctor": ("doctor", "Check this machine and the configuration for faults."),
+    "rpc-worker": ("rpc_worker", "Compute some layers of a model for an inferd on another host."),
     "service": ("service", "Run the daemon as a service of your user."),
     "completion": ("completion", "Print the completion script of SHELL."),
     "help": ("commands", "Show the help of a command, or of all commands."),
     "version": ("commands", "Show the version."),
 }
-"""Command → module, and the first sentence of its help.
+"""Maps each command to its module and to the first sentence of its help.
 
-The command is the module's attribute ``NAME_command``, with underscores. For the help of all commands none is
-imported.
+The command is the attribute ``NAME_command`` of the module, with underscores instead of hyphens. The help of
+``inferd`` lists all commands without importing their modules.
 """
 
 ALIASES = {"ls": "list"}
-"""Names of commands in similar programs."""
+"""Maps the names of commands in similar programs to inferd's."""
 
 
 class _Commands(click.Group):

@@ -93,7 +93,8 @@ def check(file: Path | None) -> None:
 
 
 def _check_models(given: LoadedConfig) -> None:
-    """Raises an error if neither the store nor the catalogue has a model, or if a file is missing."""
+    """Raises an error if a configured model is neither in the store nor in the catalogue, or if a file is
+    missing."""
     from inferd.store.fetch import resolve
     from inferd.store.models import ModelStore
 

@@ -1,7 +1,7 @@
 """``inferd stop`` and ``inferd reload``, which send signals to the daemon's process.
 
-Without ``INFERD_ADDRESS``, it is the process that holds the lock. With ``INFERD_ADDRESS``, it is the process
-that serves the admin socket of that daemon.
+Without ``INFERD_ADDRESS``, the daemon's process is the process that holds the daemon's lock. With
+``INFERD_ADDRESS``, it is the process that serves the admin socket of the daemon at that address.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from inferd.errors import ConfigError, DaemonUnreachable
 from inferd.store.runtime import holder, is_held
 
 SILENCE_SECS = 0.5
-"""How long `stop` waits before it prints the reason."""
+"""How long `stop` waits in silence before it prints why it waits."""
 
 
 @click.command("stop")
@@ -89,9 +89,10 @@ def reload_command() -> None:
 def _named() -> int:
     """Returns the pid of the daemon that ``INFERD_ADDRESS`` names.
 
-    If the socket is forwarded from another machine, the pid that the daemon reports belongs to a process
-    there. So on Linux, DaemonUnreachable is raised unless that process or its parent, such as systemd, made
-    the socket. Other systems do not tell who made a socket, and the pid is used unchecked.
+    If the socket is forwarded from another machine, the daemon reports the pid of a process on that machine.
+    So on Linux, DaemonUnreachable is raised unless the process with this pid, or its parent (such as
+    systemd), created the socket. Other systems do not report the creator of a socket, so the pid is not
+    checked.
     """
     address = admin_address()
     with AdminClient(address, timeout=ANSWER_SECS) as admin:
@@ -118,8 +119,8 @@ def _has_ended(pid: int) -> bool:
 
 
 def _stat(pid: int) -> list[str]:
-    """Returns the state of a process, the pid of its parent and further facts. Returns an empty list on a
-    system without ``/proc``."""
+    """Returns the fields of ``/proc/PID/stat`` from the third on. The first two of these are the state of the
+    process and the pid of its parent. Returns an empty list if the file does not exist."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

@@ -2,8 +2,8 @@
 
 The output is for programs: ``status`` and ``watch`` print one JSON object on each line, with sorted keys, and
 ``doctor`` prints one line for each check. An error is printed to stderr as a line that begins with
-``error:``, and the exit code is 2. The exit code 1 means that the daemon is not ready or a check failed. Both
-options may stand before or after the command.
+``error:``, and the exit code is 2. The exit code 1 means that the daemon is not ready or a check failed. The
+options ``--config`` and ``--admin-addr`` may stand before or after the command.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from inferd.controls import json_escaped
 from inferd.errors import ConnectionLost, DaemonUnreachable, InferdError
 
 ANSWER_SECS = 1.0
-"""Time-out of the admin socket, as in 0.2.1; a live daemon answers at once."""
+"""The time-out of the admin socket, as in inferd 0.2.1. A live daemon answers at once."""
 
 Check = tuple[bool, str, str]
 """(passed, name of the check, finding)."""
@@ -40,7 +40,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs ``inferdctl`` with ``arguments``, by default those of the process. Returns the exit code."""
+    """Runs ``inferdctl`` with ``arguments``, by default the arguments of the process. Returns the exit
+    code."""
     if arguments is None:
         collect_less()
     given = sys.argv[1:] if arguments is None else arguments
@@ -68,7 +69,7 @@ def ctl(context: click.Context, /, **flags: Path | None) -> None:
 
 
 def _command(work: Callable[[LoadedConfig], int]) -> Callable[[LoadedConfig], int]:
-    """Makes ``work`` a command of the group. It is called with the configuration."""
+    """Makes ``work`` a command of the group. The command calls ``work`` with the configuration."""
 
     @_globals
     @click.pass_obj

@@ -16,7 +16,8 @@ ASK_SECS = 1.0
 
 
 def tell(settings: Settings) -> None:
-    """Prints to stderr the variables and keys that have no effect on the running daemon."""
+    """Prints a note to stderr if the running daemon uses other values for some variables or config keys. The
+    note names these variables and keys."""
     with contextlib.suppress(InferdError):
         given = sources.read({})
         if not given.origins:

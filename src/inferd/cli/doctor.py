@@ -1,4 +1,4 @@
-"""``inferd doctor``: finds faults of this machine, and suggests remedies.
+"""``inferd doctor``: finds faults of this machine and of the configuration, and suggests remedies.
 
 A check changes nothing. If a check raises an exception, that is a finding, too. The engine is tested in a
 process of its own, so that a crash of native code becomes a finding.
@@ -45,7 +45,7 @@ print(
     )
 )
 """
-"""Prints what ``_devices`` takes."""
+"""Prints the arguments of :func:`_devices` as JSON."""
 
 _IN_FORCE = ("yes", "refused")
 
@@ -57,7 +57,7 @@ _COLOURS: dict[State, str] = {"ok": "green", "warn": "yellow", "fail": "red"}
 @click.command("doctor")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor_command(as_json: bool) -> int:
-    """Check this machine for faults. Exit 1 if a check finds a fault."""
+    """Check this machine and the configuration for faults. Exit 1 if a check finds a fault."""
     findings = list(examine())
     healthy = all(finding.state != "fail" for finding in findings)
     if as_json:
@@ -73,8 +73,8 @@ def doctor_command(as_json: bool) -> int:
 
 
 def examine() -> Findings:
-    """Yields all findings, in the order in which a daemon would meet their causes when it starts. The
-    findings about the running daemon and about INFERD_ADDRESS come last."""
+    """Yields all findings. The checks run in the order in which a starting daemon needs what they check. The
+    checks of the running daemon and of INFERD_ADDRESS come last."""
     given = sources.read({})
     settings = given.settings
     if given.problem is not None:
@@ -184,8 +184,8 @@ def _devices(
     threads: int,
     companions: dict[str, str],
 ) -> Findings:
-    """Reports the devices for computation. ``companions`` has, for each companion package, the reason why it
-    is not loaded, or ``""``."""
+    """Reports the devices for computation. ``companions`` maps each companion package to the reason why the
+    package is not loaded, or to ``""``."""
     sets = " ".join(re.findall(r"(\w+) = 1", features))
     yield Finding("engine", "ok", f"CPU variant {variant}; {threads} useful threads; {sets}")
     for companion, problem in companions.items():

@@ -20,9 +20,9 @@ _ALSO = frozenset({"api_key", "api_key_file", "log_level", "log_dir", "max_conne
 def _http(address: str | None, **flags: Any) -> int:
     """Serve the APIs of OpenAI, Anthropic and Ollama over HTTP.
 
-    ADDRESS is IP:PORT. Without it, the address is that of the configuration, or else 127.0.0.1:11434. `inferd
-    serve --http` does the same for a daemon that it runs. The daemon counts all clients of this command as
-    one, in its queue and its log.
+    ADDRESS is IP:PORT. Without ADDRESS, the command uses the address in the configuration, or else
+    127.0.0.1:11434. `inferd serve --http` runs the daemon together with the same bridge. In its queue and its
+    log, the daemon treats all HTTP clients of this command as one client.
     """
     settings, _ = sources.load(flags, serving=False)
     settings = settings.replaced(http=address or settings.http or HttpAddress().bare)

@@ -12,7 +12,7 @@ from inferd.client import Attachment
 from inferd.errors import UsageError
 
 MAX_BYTES = 128 * 1024 * 1024
-"""The most that is read of an input; more than a request may carry."""
+"""The maximum size of an input, which is more than a request may carry."""
 
 STDIN = Path("-")
 BOM = "\ufeff"
@@ -62,8 +62,8 @@ def json_object(given: str) -> dict[str, Any]:
 
 
 def tools(given: str) -> list[dict[str, Any]]:
-    """Returns the tools in the form of the wire. ``given`` is the JSON of one tool or of a list of tools, or
-    the name of a file.
+    """Returns the tools as the protocol v2 defines them. ``given`` is the JSON of one tool or of a list of
+    tools, or the name of a file.
 
     OpenAI's form of a tool, an object ``function`` whose schema is called ``parameters``, is accepted, too.
     """

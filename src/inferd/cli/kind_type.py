@@ -1,5 +1,5 @@
-"""The kinds of the option table, as types of click's options. This module imports no client, so that
-``serve`` stays small."""
+"""Adapts the kinds of the option table, which parse and check values, to click. This module imports no
+client, so that the process of ``inferd serve`` stays small."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ else:
 
 
 class KindType(ParamType):
-    """A kind of the option table, as the type of a click option."""
+    """A type for click options that parses values with a kind of the option table."""
 
     def __init__(self, kind: Kind) -> None:
         self.kind = kind

@@ -18,7 +18,7 @@ from inferd.errors import RequestFailed
 from inferd.serve.router import NO_TEXT
 
 FOREVER = -1.0
-# The process of a model saves its prefix cache before it ends, which may take ten seconds.
+# Before the process of a model ends, it saves its prefix cache, which may take ten seconds.
 UNLOAD_SECS = 20.0
 
 
@@ -87,7 +87,8 @@ def load_command(name: str, keep_alive: float | None, address: str | None, api_k
             )
             name = reply.result().model
         except RequestFailed as error:
-            if error.details.get("reason") != NO_TEXT:  # an embedding model is loaded before it refuses
+            # An embedding model refuses the request, but only after it is loaded.
+            if error.details.get("reason") != NO_TEXT:
                 raise
     say(f"{name} is loaded")
 

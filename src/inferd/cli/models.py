@@ -63,7 +63,7 @@ def fetch_shown(
 ) -> OpenModel:
     """Fetches the model that ``find`` returns, unless the store has it.
 
-    With ``again``, a model in the store is hashed again.
+    With ``again``, hashes a model that is already in the store again.
     """
     from inferd.store.fetch import ensure_model
 
@@ -91,7 +91,11 @@ def _bring(
 @click.command("pull")
 @click.argument("model", metavar="MODEL")
 @_NAME
-@click.option("--sha256", metavar="HEX", help="The SHA-256 of the file. Files of the hub do not need it.")
+@click.option(
+    "--sha256",
+    metavar="HEX",
+    help="The SHA-256 of the file. Not needed for a file of the Hugging Face hub.",
+)
 @_LICENSE
 def pull_command(model: str, name: str | None, sha256: str | None, licence: str) -> None:
     """Download and verify a model.
@@ -190,7 +194,7 @@ def _import_from(
 def rm_command(names: tuple[str, ...]) -> None:
     """Delete models from the store.
 
-    If a daemon has loaded the model, it stays in memory until the daemon unloads it or stops.
+    A model that a daemon has loaded stays in memory until the daemon unloads the model or stops.
     """
     from inferd.store.upkeep import remove
 
@@ -207,8 +211,8 @@ def rm_command(names: tuple[str, ...]) -> None:
 @click.command("verify")
 @click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=stored_models)
 def verify_command(names: tuple[str, ...]) -> int:
-    """Check the hashes of stored models, or of all models without NAME. Damaged files are moved to
-    quarantine."""
+    """Check the hashes of stored models. Without NAME, the command checks all stored models. Damaged files
+    are moved to quarantine."""
     from inferd.store.fetch import ensure_model
 
     store = open_store()
@@ -237,7 +241,7 @@ def verify_command(names: tuple[str, ...]) -> int:
 def gc_command(quarantine: bool, dry_run: bool) -> None:
     """Delete files in the store that no model needs.
 
-    These are models without a name, and parts of abandoned downloads.
+    These files belong to models that no longer have a name, and to abandoned downloads.
     """
     from inferd.store.upkeep import collect
 

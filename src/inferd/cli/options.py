@@ -36,14 +36,15 @@ class Number(click.FloatRange):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The surface of a daemon to connect to. If the address is given explicitly, no daemon is started."""
+    """The daemon and the surface (v1, v2, embed or rerank) to connect to. ``startable`` is false if the user
+    named the address; then the command does not start a daemon."""
 
     settings: Settings
     address: str
     startable: bool
     surface: Surface = "v1"
     v2_address: str | None = None
-    """The address for text that is too long for a line of v1."""
+    """The address for requests whose text is too long for a line of v1."""
 
     @property
     def api_key(self) -> str | None:
@@ -67,7 +68,7 @@ def _command_name() -> str:
 
 
 def target(address: str | None, api_key_file: Path | None, surface: Surface = "v1") -> Target:
-    """Returns the daemon at ``--address``, or else the one of the configuration."""
+    """Returns the daemon at ``--address``, or else the daemon of the configuration."""
     settings, _ = sources.load({"api_key_file": api_key_file}, serving=False)
     if address is not None:
         beside = Addresses({"v1": address, surface: None} if surface != "v1" else {"v1": address})
@@ -139,8 +140,9 @@ def attachment_options(command: F) -> F:
 
 
 def attachments(image: Sequence[Path], audio: Sequence[Path], file: Sequence[Path]) -> list[Attachment]:
-    """Returns the attachments that these options name. Raises UsageError for a file that cannot be read, is
-    too large or has no known format, and if stdin is named twice."""
+    """Returns the attachments that the options ``--image``, ``--audio`` and ``--file`` name. Raises
+    UsageError for a file that cannot be read, is too large or has no known format, and if stdin is named
+    twice."""
     if list(file).count(inputs.STDIN) > 1:
         raise UsageError("`--file -` is given twice, but stdin can be read once")
     return [
@@ -158,8 +160,8 @@ def tool_options(command: F) -> F:
                 "--tools",
                 metavar="FILE|JSON",
                 help=(
-                    "A JSON array of the tools that the model may call. Each has name, description and "
-                    "input_schema, or OpenAI's form."
+                    "A JSON array of the tools that the model may call. Each tool has name, description "
+                    "and input_schema, or OpenAI's form."
                 ),
             ),
             click.option(
@@ -170,7 +172,7 @@ def tool_options(command: F) -> F:
             click.option(
                 "--thinking/--no-thinking",
                 default=None,
-                help=("Let the model think before it answers, or not, if it can think."),
+                help=("Whether the model thinks before it answers, if the model can think."),
             ),
         )
     ):
@@ -197,7 +199,8 @@ def tool_choices(tools: str | None, tool_choice: str | None, thinking: bool | No
 
 
 def sampling_options(command: F) -> F:
-    """Adds the options of a generation. The daemon checks their bounds and sets their defaults."""
+    """Adds the options of a generation, such as ``--temperature``. The daemon sets the defaults of these
+    options."""
     for option in reversed(
         (
             click.option(
@@ -302,7 +305,9 @@ def sampling_options(command: F) -> F:
             click.option(
                 "--session",
                 metavar="NAME",
-                help="The name of the conversation: a hint to the daemon to keep its KV cache.",
+                help=(
+                    "The name of the conversation: a hint to the daemon to keep the conversation's KV cache."
+                ),
             ),
             click.option(
                 "--priority",
@@ -317,7 +322,8 @@ def sampling_options(command: F) -> F:
 
 def _check(choices: Mapping[str, Any]) -> None:
     """Raises UsageError for a value that the daemon would refuse."""
-    from inferd.sampling import NAMES  # both import msgspec, which a request without options does not need
+    # Imported here, since both import msgspec, which a request without options does not need.
+    from inferd.sampling import NAMES
     from inferd.wire.sampling import Sampling, check
 
     bounded = {

@@ -31,7 +31,7 @@ _TITLES = {
 
 
 def title(phase: str) -> str:
-    """Returns the name of a phase as it is shown."""
+    """Returns the text to show for a phase."""
     return one_line(_TITLES.get(phase, phase))
 
 
@@ -50,8 +50,8 @@ class Progress:
             self.phase(str(frame.get("phase", "")), frame)
 
     def phase(self, name: str, details: Mapping[str, Any]) -> None:
-        """Shows a step. If ``details`` has them, shows the finished and the total bytes, or the finished
-        share."""
+        """Shows a step. If ``details`` contains the numbers, also shows the completed and the total bytes, or
+        the completed share."""
         if name in QUEUE_STEPS:
             return
         if name == "loaded":

@@ -1,4 +1,4 @@
-"""``inferd rpc-worker``: computes a part of a model for another host."""
+"""``inferd rpc-worker``: computes some layers of a model for another host."""
 
 from __future__ import annotations
 
@@ -43,13 +43,14 @@ _START_SECS = 60.0
     help="Listen on an unprotected network, where everyone can use this worker and read its traffic.",
 )
 def rpc_worker_command(listen: str, threads: int, i_know: bool) -> None:
-    """Compute a part of a model for an inferd on another host.
+    """Compute some layers of a model for an inferd on another host.
 
-    On the other host, list this worker in `rpc` of the model's entry. The worker uses the GPUs of this
-    machine, or else its CPU. It serves one model at a time and stores nothing.
+    On the other host, list this worker in the key `rpc` of the model's entry. The worker uses the GPUs of
+    this machine, or else its CPU. It serves one model at a time and stores nothing.
 
-    The protocol has no encryption and no keys. Therefore the worker listens on the loopback interface, to
-    which SSH can forward a port, or on the address of a WireGuard interface, and nowhere else.
+    The protocol has no encryption and no authentication. Therefore the worker listens only on a loopback
+    address, to which SSH can forward a port, or on the address of a WireGuard interface. `--i-know` allows
+    other addresses.
     """
     _check(listen, i_know)
     signal.signal(signal.SIGTERM, _stop)
@@ -83,7 +84,8 @@ def _check(listen: str, i_know: bool) -> None:
     if not i_know and not workers.is_protected(host):
         raise ConfigError(
             f"{host} is neither a loopback address nor that of a WireGuard interface, and the protocol has no"
-            " encryption and no keys; listen on 127.0.0.1 and forward the port through SSH, or add --i-know"
+            " encryption and no authentication; listen on 127.0.0.1 and forward the port through SSH, or add"
+            " --i-know"
         )
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

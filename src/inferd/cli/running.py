@@ -1,7 +1,8 @@
 """Runs a command and maps its error to an exit code.
 
-Only this module decides the exit code. The exit code is the one of the error's class, 2 for an invalid
-command line, 130 after Ctrl-C, and 141 after a broken pipe on stdout.
+Only this module decides the exit code. After an error, the exit code is the ``exit_code`` of the error's
+class. The exit code is 2 for an invalid command line, 130 after Ctrl-C, and 141 after a broken pipe on
+stdout.
 """
 
 from __future__ import annotations

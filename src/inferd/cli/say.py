@@ -21,8 +21,8 @@ def say(text: object = "", *, err: bool = False, head: str = "") -> None:
 
 
 def say_status(text: str) -> None:
-    """Replaces the status line on stderr by ``text``, without a line feed. An empty ``text`` removes the
-    line.
+    """Replaces the status line on stderr with ``text``, without a line feed. An empty ``text`` removes the
+    status line.
     """
     click.echo("\r\x1b[K" + harmless(text), err=True, nl=False)
 

@@ -40,7 +40,7 @@ def _flag(option: Option) -> click.Option:
 
 
 def _default(option: Option) -> str | None:
-    """Returns a description of the default, or ``None`` if the default is obvious."""
+    """Returns a description of the option's default, or ``None`` if the default is obvious."""
     if option.default_doc:
         return f"default {option.default_doc.replace('`', '')}"
     if option.default is None or isinstance(option.kind, Boolean):

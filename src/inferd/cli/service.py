@@ -1,8 +1,8 @@
 """``inferd service``: runs the daemon as a user service of systemd or launchd.
 
-The files that the command writes have a mark. Files without this mark are never replaced or removed. The
-service gets its settings from the config file. The service does not see the environment of this command, and
-the command says so.
+The files that the command writes contain a mark. Files without this mark are never replaced or removed. The
+service gets its settings from the config file. The service does not get the environment variables of this
+command. The command prints the names of inferd's variables that are set.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from inferd.store.runtime import explained, holder, is_held, make_private_dir
 MARK = "Written by `inferd service install`; `inferd service uninstall` removes it."
 
 PATIENCE_SECS = 60.0
-"""Time-out for the service manager, which does not wait for the model."""
+"""The time-out for a call of the service manager, which does not wait until the model is loaded."""
 
 
 @click.group("service", cls=HelpfulGroup, context_settings={"help_option_names": ["-h", "--help"]})

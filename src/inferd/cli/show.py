@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @click.argument("name", metavar="NAME|FILE")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show_command(name: str, as_json: bool) -> None:
-    """Show the facts of a model, and the memory it needs."""
+    """Show the metadata of a model, and the memory that the model needs."""
     from inferd.daemon.memory import context_sizes
     from inferd.daemon.templates import Source
     from inferd.store.fetch import resolve

@@ -34,14 +34,14 @@ if TYPE_CHECKING:
     from inferd.config.settings import Settings
 
 ANSWER_SECS = 5.0
-"""Time-out of the admin socket; a live daemon answers at once, however busy it is."""
+"""The time-out of the admin socket. A live daemon answers at once, however busy it is."""
 
 _FIXED = ("id", "type", "status")
 
 
 def settings_of_daemon() -> Settings:
-    """Returns the settings by which the daemon is found. If the config file is invalid, the other sources are
-    used, so that the commands still find a running daemon."""
+    """Returns the settings by which the daemon is found. If the config file is invalid, the settings come
+    from the environment and the defaults, so that the commands still find a running daemon."""
     from inferd.config import sources
 
     return sources.read({}).settings
@@ -50,7 +50,8 @@ def settings_of_daemon() -> Settings:
 def admin_address() -> Path:
     """Returns the address of the admin socket.
 
-    The options are loaded only if a variable or the config file could change the address.
+    To be quick, the function imports and reads the settings only if a variable or the config file could
+    change the address.
     """
     if os.environ.get("INFERD_ADDRESS"):
         return Path(default_admin_address())
@@ -65,7 +66,7 @@ def admin_address() -> Path:
 @click.command("status")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status_command(as_json: bool) -> None:
-    """Show the daemon's requests, backends and numbers. Exit 3 if no daemon runs."""
+    """Show the daemon's requests, backends and metrics. Exit 3 if no daemon runs."""
     try:
         with AdminClient(admin_address(), timeout=ANSWER_SECS) as admin:
             state = admin.status()
@@ -129,8 +130,8 @@ def _totals(state: Status) -> str:
 
 
 def _backends(state: Status, width: int) -> list[str]:
-    """Formats the backends as a table. Below each are lines about its capabilities, process, cache and
-    drafts."""
+    """Formats the backends as a table. Below the row of each backend are lines about its capabilities,
+    process, cache, drafts and routing."""
     states = {row["name"]: row for row in state.backends}
     rows: list[tuple[object, ...]] = [
         ("backend", "state", "prompt", "cached", "answer", "first", "prefill/s", "decode/s")
@@ -211,8 +212,8 @@ def cache_line(row: Frame | None, numbers: Frame | None) -> str:
 
 
 def guess_line(numbers: Frame | None) -> str:
-    """Returns one line about speculative decoding and about the routing of a pool's requests, or an empty
-    string if there is neither."""
+    """Returns one line about the accepted drafts of speculative decoding and about the routing of a pool's
+    requests. Returns an empty string if the backend has neither."""
     held = numbers or {}
     parts = []
     if held.get("drafted_tokens"):

@@ -57,7 +57,7 @@ class Trend:
 
 
 class Trends:
-    """Rates that are computed from consecutive snapshots."""
+    """The values that ``inferd top`` draws, computed from consecutive snapshots."""
 
     def __init__(self) -> None:
         self._before: Status | None = None
@@ -72,7 +72,7 @@ class Trends:
         }
 
     def add(self, state: Status) -> None:
-        """Adds a newer snapshot. The first snapshot gives no rate, since a rate is the difference of two."""
+        """Adds a newer snapshot. The first snapshot gives no values, since a rate needs two snapshots."""
         before, self._before = self._before, state
         if before is None or state.uptime_secs <= before.uptime_secs:
             return
@@ -104,7 +104,7 @@ class Trends:
 
 def _between(before: Status, after: Status, part: str, name: str) -> tuple[int, float]:
     """Returns the count and the sum of the values that a histogram got between two snapshots. ``part`` is
-    ``backends`` or ``surfaces``, and the histograms of all its members are added."""
+    ``backends`` or ``surfaces``. The histograms ``name`` of all backends or surfaces are added."""
 
     def total(state: Status, of: str) -> float:
         return float(sum(owner[name][of] for owner in state.metrics[part].values()))

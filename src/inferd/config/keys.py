@@ -122,7 +122,7 @@ BACKEND_KEYS: dict[str, tuple[Key, ...]] = {
             "rpc_unprotected",
             Boolean(),
             "Whether `rpc` may contain addresses on an unprotected network, which is any network except "
-            "loopback and WireGuard. The protocol of the workers has no encryption and no keys.",
+            "loopback and WireGuard. The protocol of the workers has no encryption and no authentication.",
         ),
         _SERVES,
     ),

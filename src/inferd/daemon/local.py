@@ -156,8 +156,8 @@ def _check_workers(entry: LlamaCppEntry) -> None:
         if not is_protected(parts_of(endpoint)[0]):
             raise ConfigError(
                 f"backend {entry.name!r}: the RPC worker {endpoint} is neither on this machine nor behind"
-                " WireGuard, and its protocol has no encryption and no keys; forward its port through SSH"
-                " and give the local address, or set `rpc_unprotected`"
+                " WireGuard, and its protocol has no encryption and no authentication; forward its port"
+                " through SSH and give the local address, or set `rpc_unprotected`"
             )
 
 

@@ -2,8 +2,8 @@
 
 The engine process is the workers' client, and connects when it loads a model. If ggml cannot reach a worker,
 or loses the connection later, ggml aborts the engine process. So :func:`reach` checks each worker before a
-load, and the supervisor restarts an engine that lost a worker. The protocol has no encryption and no keys,
-and a worker does whatever a client asks.
+load, and the supervisor restarts an engine that lost a worker. The protocol has no encryption and no
+authentication, and a worker does whatever a client asks.
 """
 
 from __future__ import annotations
