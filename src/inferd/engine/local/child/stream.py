@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from inferd.engine.backend import Stream
 from inferd.engine.events import Done, Event, Frames, Text, Thinking, ToolUse, Usage
 from inferd.engine.local.child import messages as m
 from inferd.engine.local.child.jobs import Job
 from inferd.engine.requests import ToolCall
-
-if TYPE_CHECKING:
-    from inferd.engine.local.child.supervisor import HostedModel
 
 CANCEL_GRACE_SECS = 0.25
 """How long a cancelled request waits until the process ends it. A request ends at most this long after its
@@ -21,11 +19,12 @@ deadline."""
 
 class HostedStream(Stream):
     """The events of a job. The process pauses the job while ``WINDOW_BYTES`` or more of sent events are not
-    acknowledged. The stream acknowledges the events that were pulled, half a window at a time."""
+    acknowledged. The stream acknowledges the events that were pulled, half a window at a time.
+    ``believed`` surrounds the decoding of a message."""
 
-    def __init__(self, model: HostedModel, job: Job) -> None:
-        self._model = model
+    def __init__(self, job: Job, believed: Callable[[], AbstractContextManager[None]]) -> None:
         self._job = job
+        self._believed = believed
         self._begun = False
         self._cancelled = False
         self._over = False
@@ -51,7 +50,7 @@ class HostedStream(Stream):
                 self._job.cancel()
         kind, body, fds = await self._job.next()
         m.close_all(fds)
-        with self._model.believed():
+        with self._believed():
             if kind == m.FRAMES:
                 return self._piece(Frames(body), len(body))
             if kind == m.DONE:

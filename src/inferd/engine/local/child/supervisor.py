@@ -271,7 +271,7 @@ class HostedModel(Backend):
     async def generate(self, request: GenerateRequest) -> Stream:
         if self._system and not any(message.role == "system" for message in request.messages):
             request = replace(request, messages=(Message("system", self._system), *request.messages))
-        return HostedStream(self, self.job(request))
+        return HostedStream(self.job(request), self.believed)
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
         if not self.capabilities().embed:
