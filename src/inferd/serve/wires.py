@@ -1,8 +1,8 @@
-"""The two wire forms of requests, and their detection.
+"""Reads requests from a connection in one of two wire forms, and detects the form.
 
-``Lines`` is newline-delimited JSON, and raw bytes may follow a line. ``Frames`` is the framed wire of
-:mod:`inferd.wire.framed`. A connection keeps its form to the end. Both classes raise FrameTooLarge, NotJson
-or MalformedFrame if the rest of the stream cannot be parsed reliably.
+``Lines`` is newline-delimited JSON; the raw bytes of attachments may follow a line. ``Frames`` is the form of
+:mod:`inferd.wire.framed`: length-prefixed frames. A connection keeps its form to the end. Both classes raise
+FrameTooLarge, NotJson or MalformedFrame if they cannot tell where the next request begins.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from inferd.serve.surface import Surface
 from inferd.wire import attachments, framed
 
 Reserve = Callable[[int], None]
-"""Reserves memory for a number of bytes before they are read. Raises if they must not be read."""
+"""Reserves memory for a number of bytes before they are read. Raises an error if the bytes must not be
+read."""
 
 
 class Wire(ABC):
-    """The form of a connection. ``surface`` parses its requests."""
+    """The wire form of a connection. ``surface`` parses the connection's requests."""
 
     def __init__(self, conn: Connection, surface: Surface[Any]) -> None:
         self.surface = surface
@@ -29,12 +30,12 @@ class Wire(ABC):
 
     @abstractmethod
     async def next_request(self) -> bytes | memoryview | None:
-        """Returns the JSON of the next request, or ``None`` at the end of the input."""
+        """Returns the JSON of the next request, or ``None`` if the client sends no further request."""
 
     @abstractmethod
     async def receive(self, request: Any, max_attachment_bytes: int, reserve: Reserve) -> None:
-        """Reads the content that follows the request. Raises FrameTooLarge as soon as it is known that the
-        content exceeds the limit."""
+        """Reads the contents of the attachments that follow the JSON of ``request``, and stores them in
+        ``request``. Raises AttachmentTooLarge before reading a content that exceeds a limit."""
 
 
 class Lines(Wire):
@@ -52,8 +53,8 @@ class Lines(Wire):
 
 
 class Frames(Wire):
-    """The framed form. ``reserve`` reserves memory for large requests. ``head`` is the head of the first
-    frame, if it has already been read."""
+    """Length-prefixed frames. ``reserve`` is called before a large request is read. ``head`` is the head of
+    the first frame, if that head has already been read."""
 
     def __init__(
         self, conn: Connection, surface: Surface[Any], reserve: Reserve, head: framed.Head | None = None
@@ -88,8 +89,8 @@ class Frames(Wire):
             framed.assign(attachment, await self._payload(head, framed.BLOB, request.id))
 
     async def _next_head(self, request_id: str) -> framed.Head:
-        """Returns the head of the next frame. Raises MalformedFrame if the input ends, since the request
-        needs the frame."""
+        """Returns the head of the next frame of a request. Raises MalformedFrame if the client sends no
+        further frame."""
         head = await self._conn.next_head(begun=True)
         if head is None:
             raise MalformedFrame("stream ended before all attachments were sent", request_id)
@@ -106,9 +107,10 @@ class Frames(Wire):
 
 
 async def recognise(conn: Connection, surface: Surface[Any], reserve: Reserve) -> Wire:
-    """Detects the form of a new connection to a socket of ``surface`` by its first bytes.
+    """Detects the wire form of a new connection by its first bytes. ``surface`` is the surface of the socket.
 
-    If the bytes fit neither form, the error is that of the socket's own form.
+    If the bytes fit neither form, the client gets the error of the socket's usual form: NotJson on a socket
+    for lines, and MalformedFrame or FrameTooLarge on a socket for frames.
     """
     frames = surface.frames
     if frames is None:

@@ -1,9 +1,10 @@
 """The models that inferd knows by a short name.
 
-A :class:`CatalogueModel` is pinned: its entry has the sha256 of the model file, so a source cannot substitute
-another file. The sources of a model are tried in order. :mod:`inferd.store.sources` defines their forms. A
-:class:`HubModel` names a repository of the hub. The first pull gets the hashes and the commit from the hub,
-and records them in the manifest in the store. From then on, this model is pinned, too.
+A :class:`CatalogueModel` is pinned: the catalogue has the sha256 of each file, so a source cannot substitute
+another file. The sources of a file are tried in order. :mod:`inferd.store.sources` defines the forms of
+sources. A :class:`HubModel` names a repository of the Hugging Face hub. The first pull gets the hashes and
+the commit from the hub, and records both in the model's manifest in the store. From then on, the HubModel is
+pinned, too.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from inferd.config.settings import DEFAULT_MODEL
 
 
 class CatalogueModel(msgspec.Struct, frozen=True, kw_only=True):
-    """One model file, the further ``parts`` of a split model, and the ``projector`` that encodes images or
-    audio. ``size_bytes`` is ``None`` if the size is not known before the download."""
+    """A pinned model: its first file, and the other files in ``parts`` (of a split model) and ``projector``
+    (which encodes images or audio). ``size_bytes`` is the size of the first file, or ``None`` if the size is
+    unknown before the download."""
 
     name: str
     sha256: str
@@ -32,15 +34,15 @@ class CatalogueModel(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def files(self) -> tuple[CatalogueModel, ...]:
-        """All files of the model, this one first."""
+        """All files of the model, the first file first."""
         return (self, *self.parts, *(() if self.projector is None else (self.projector,)))
 
 
 class HubModel(msgspec.Struct, frozen=True, kw_only=True):
-    """A name for ``source``, which has the form ``hf:ORG/REPO[:QUANT]``.
+    """A short name for a repository of the Hugging Face hub. ``source`` has the form ``hf:ORG/REPO[:QUANT]``.
 
-    ``license`` is used if the hub reports no licence at the pull. ``size_bytes`` is the approximate size of
-    the download, including the projector, or ``None`` if unknown.
+    ``license`` applies if the hub reports no licence when the model is pulled. ``size_bytes`` is the
+    approximate size of the download, including the projector, or ``None`` if unknown.
     """
 
     name: str

@@ -1,13 +1,13 @@
 """Resolves a model's name to an open, verified file. Downloads the file if it is missing.
 
 Every function blocks, so call it in a thread. After ``cancelled`` is set, every function raises BootCancelled
-within about POLL_SECS. No child process and no temporary file is then left, except the received part of a
-download that can be resumed.
+within about POLL_SECS. A cancelled function leaves no child process and no temporary file, except the
+received bytes of a download that can be resumed.
 
-``progress(phase, details)`` is called with the phases of :mod:`inferd.store.verify` and with ``download``.
-The details of ``download`` are ``downloaded_bytes``, ``total_bytes`` and ``source_url``. While another
-process downloads the file, ``waiting_for_pid`` is added. In the pause before a retry, ``attempt`` and
-``reason`` are added.
+``progress(phase, details)`` is called with the phases of :mod:`inferd.store.verify` and with the phase
+``download``. The details of ``download`` are ``downloaded_bytes``, ``total_bytes`` and ``source_url``. While
+another process downloads the file, the details also have ``waiting_for_pid``. In the pause before a retry,
+the details also have ``attempt`` and ``reason``.
 """
 
 from __future__ import annotations
@@ -50,8 +50,9 @@ _log = log.get("store")
 
 
 def resolve(store: ModelStore, spec: ModelSpec) -> CatalogueModel:
-    """Returns the pinned model for ``spec``. The sha256 is that of ``spec``, or else of the catalogue, or
-    else of the store."""
+    """Returns the pinned model for ``spec``. The sha256 comes from ``spec``. If ``spec`` has no sha256, it
+    comes from the catalogue, or else from the model's manifest in the store. Raises StoreError if none of
+    them has the sha256."""
     known = lookup(spec.name)
     if spec.sha256 is not None:
         digest = check_sha256(spec.sha256)
@@ -97,8 +98,8 @@ def _further(manifest: Manifest, part: Part) -> CatalogueModel:
 
 
 def _sources_of(origin: Provenance | None) -> tuple[str, ...]:
-    """Returns the sources from which the file can be fetched again. A local file is left out, since another
-    user may not be able to read it."""
+    """Returns the sources from which a file of the store can be downloaded again. Leaves out a local file,
+    since another user may not be able to read the local file."""
     return () if origin is None or origin.registry == "file" or not origin.text else (origin.text,)
 
 
@@ -115,11 +116,11 @@ def ensure_model(
     progress: Progress,
     cancelled: threading.Event,
 ) -> OpenModel:
-    """Opens the model from the store. If files are missing and ``auto_pull`` is true, first downloads them.
+    """Opens the model from the store. If ``auto_pull`` is true, first downloads missing files.
 
-    ``verify`` says when to hash the files: ``always``, or with ``auto`` only if the stamp of the last
-    verification does not match. Raises StoreError, HashMismatch, BootCancelled, and FetchError with the
-    reason why each source failed.
+    ``verify`` says which files to hash: with ``always`` every file, and with ``auto`` only files that were
+    not verified before or may have changed since. Raises StoreError, HashMismatch, BootCancelled, or
+    FetchError, whose message gives the reason why each source failed.
     """
     model = spec if isinstance(spec, CatalogueModel) else _pinned(store, spec, auto_pull, progress, cancelled)
     path = store.blob_path(model.sha256)
@@ -143,8 +144,8 @@ def ensure_model(
 def _pinned(
     store: ModelStore, spec: ModelSpec, auto_pull: bool, progress: Progress, cancelled: threading.Event
 ) -> CatalogueModel:
-    """Returns the pinned model for ``spec``. Asks the hub about a :class:`HubModel` that the store lacks, if
-    ``auto_pull`` is true."""
+    """Returns the pinned model for ``spec``. If ``auto_pull`` is true, asks the hub for the hashes of a
+    :class:`HubModel` that is not in the store."""
     known = HUB_MODELS.get(spec.name)
     if known is not None and auto_pull and spec.sha256 is None and store.manifest(spec.name) is None:
         return pin_known(store, known, progress, cancelled)
@@ -156,7 +157,7 @@ def _fits(size: int | None, model: CatalogueModel) -> bool:
 
 
 def _is_listed(store: ModelStore, model: CatalogueModel) -> bool:
-    """Whether the model's name has a readable manifest that lists exactly its files."""
+    """Whether the store has a readable manifest of the model's name that lists exactly the model's files."""
     with suppress(StoreError):
         manifest = store.manifest(model.name)
         return manifest is not None and manifest.digests == tuple(file.sha256 for file in model.files)
@@ -164,8 +165,8 @@ def _is_listed(store: ModelStore, model: CatalogueModel) -> bool:
 
 
 def _fetch(store: ModelStore, model: CatalogueModel, progress: Progress, cancelled: threading.Event) -> None:
-    """Downloads missing blobs and writes a missing manifest. If another process is doing so, waits for it
-    first."""
+    """Downloads the model's missing files, and writes the manifest if it is missing. If another process is
+    fetching the same model, waits for that process first."""
     name_lock = store.name_lock(model.name)
     with store.writing():
         make_dirs(name_lock.parent)
@@ -199,7 +200,8 @@ def _fetch(store: ModelStore, model: CatalogueModel, progress: Progress, cancell
 def _bring_blob(
     store: ModelStore, model: CatalogueModel, progress: Progress, cancelled: threading.Event
 ) -> Provenance | None:
-    """Downloads one file into the store if it is missing. Returns the file's provenance."""
+    """Downloads the first file of ``model`` into the store if it is missing. Returns the file's
+    provenance."""
     lock = store.blob_lock(model.sha256)
     with Lock.wait(lock, cancelled, _waiting(store, model, lock, progress)):
         if _fits(store.blob_size(model.sha256), model):
@@ -208,15 +210,16 @@ def _bring_blob(
 
 
 def _first_source(model: CatalogueModel) -> Provenance | None:
-    """Returns the provenance to record for a file that was already in the store: its first source."""
+    """Returns the provenance to record for a file that was already in the store: the first source in
+    ``model``."""
     with suppress(FetchError):
         return sources.parse(model.sources[0]).provenance() if model.sources else None
     return None
 
 
 def _waiting(store: ModelStore, model: CatalogueModel, lock: Path, progress: Progress) -> Callable[[], None]:
-    """Returns a callback for each poll of ``lock``. The callback reports the progress of the process that
-    holds the lock."""
+    """Returns a callback to call at each poll of ``lock``. The callback reports how far the process that
+    holds the lock has downloaded."""
     partial = store.partial_dir(model.sha256)
     first = sources.shown(model.sources[0]) if model.sources else ""
     reporters: dict[str, Reporter] = {}
@@ -234,7 +237,8 @@ def _waiting(store: ModelStore, model: CatalogueModel, lock: Path, progress: Pro
 def _download(
     store: ModelStore, model: CatalogueModel, progress: Progress, cancelled: threading.Event
 ) -> Provenance:
-    """Tries the sources in order. Installs the file from the first source that works.
+    """Tries the model's sources in order, and installs the file from the first source that works. Returns the
+    provenance of the file.
 
     The caller holds the locks.
     """
@@ -274,11 +278,11 @@ def _link(
     progress: Progress,
     cancelled: threading.Event,
 ) -> bool:
-    """Hard-links the file of another program into the store. Returns False if the file cannot be linked, so
-    that the caller copies it.
+    """Hard-links the file ``path`` of another program into the store. Returns False if the file cannot be
+    linked; the caller then copies the file.
 
-    Verifies the linked file before it is installed. If the hash is wrong, raises HashMismatch and leaves the
-    other program's file alone.
+    Verifies the hash before it installs the link. If the hash is wrong, raises HashMismatch, and does not
+    change the other program's file.
     """
     partial = store.partial_dir(model.sha256)
     # Not data.tmp: a download would write through the link into the other program's file.

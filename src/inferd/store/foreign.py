@@ -1,9 +1,10 @@
-"""Models that other programs have on this machine: Ollama, the cache of the Hugging Face hub, and LM Studio.
+"""Finds the models of other programs on this machine: Ollama, the cache of the Hugging Face hub, and LM
+Studio.
 
-:func:`find` lists these models and writes nothing. An import verifies a model's file, and hard-links it into
-the store if both are on one file system. With a hard link, nothing is copied, and the model stays if the
-other program deletes its file. If the other program changes the file later, the hash no longer matches, and
-the store refuses the model like any damaged file.
+:func:`find` lists these models and writes nothing. An import verifies a model's file, and hard-links the file
+into the store if the file and the store are on one file system. With a hard link, nothing is copied, and the
+store keeps the model if the other program deletes its file. If the other program changes the file later, the
+hash no longer matches, and the store refuses the model like any damaged file.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ _UNFIT = re.compile(r"[^\w.+:@-]+")
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """A model of another program. ``files`` are in the order of a split model. ``digests`` has the sha256 of
-    each file, or ``None`` if the program does not record it."""
+    """A model of another program. ``files`` has one file, or all files of a split model in order. ``digests``
+    has the sha256 of each file, or ``None`` if the program does not record the sha256."""
 
     name: str
     files: tuple[Path, ...]
@@ -53,7 +54,7 @@ class _OllamaManifest(msgspec.Struct):
 
 
 def home_of(program: str, env: Mapping[str, str]) -> Path:
-    """Returns the directory in which a program keeps its models."""
+    """Returns the directory in which ``program`` keeps its models: ``ollama``, ``hub`` or ``lmstudio``."""
     home = Path(env.get("HOME") or Path.home())
     if program == "ollama":
         return Path(env.get("OLLAMA_MODELS") or home / ".ollama" / "models")
@@ -65,8 +66,8 @@ def home_of(program: str, env: Mapping[str, str]) -> Path:
 
 
 def find(program: str, home: Path) -> list[Foreign]:
-    """Returns the GGUF models in the folder ``home`` of a program, sorted by name. Raises StoreError if the
-    folder does not exist."""
+    """Returns the GGUF models of ``program`` in the directory ``home``, sorted by name. Raises StoreError if
+    the directory does not exist."""
     if not home.is_dir():
         raise StoreError(f"there is no folder {home}; name that of {program} with --path")
     finders = {"ollama": _ollama, "hub": _hub, "lmstudio": _lm_studio}
@@ -74,8 +75,8 @@ def find(program: str, home: Path) -> list[Foreign]:
 
 
 def _ollama(home: Path) -> Iterator[Foreign]:
-    """Finds the models of Ollama. Each manifest ``manifests/HOST/NAMESPACE/MODEL/TAG`` names its blobs
-    ``blobs/sha256-HEX``."""
+    """Finds the models of Ollama. A manifest ``manifests/HOST/NAMESPACE/MODEL/TAG`` names the files of a
+    model, ``blobs/sha256-HEX``."""
     for path in (home / "manifests").glob("*/*/*/*"):
         with suppress(OSError, *UNREADABLE):
             with path.open("rb") as file:
@@ -101,8 +102,8 @@ def _ollama_blobs(home: Path, manifest: _OllamaManifest, kind: str) -> list[tupl
 
 
 def _hub(home: Path) -> Iterator[Foreign]:
-    """Finds the models in the hub's cache. ``models--ORG--REPO/snapshots/COMMIT/FILE`` are links to
-    ``blobs/SHA256``."""
+    """Finds the models in the cache of the Hugging Face hub. Each file
+    ``models--ORG--REPO/snapshots/COMMIT/FILE`` is a link to ``blobs/SHA256``."""
     for snapshot in home.glob("models--*/snapshots/*"):
         yield from _in_folder(snapshot)
 
@@ -114,8 +115,8 @@ def _lm_studio(home: Path) -> Iterator[Foreign]:
 
 
 def _in_folder(folder: Path) -> Iterator[Foreign]:
-    """Finds the models in the folder of one repository. If the folder has a projector, it belongs to each of
-    them."""
+    """Finds the models in the directory of one repository. If the directory has a projector, the projector
+    belongs to every model in the directory."""
     names = sorted(path for path in folder.rglob("*.gguf") if path.is_file())
     projectors = [path for path in names if path.name.lower().startswith("mmproj")]
     for path in names:
@@ -129,12 +130,12 @@ def _in_folder(folder: Path) -> Iterator[Foreign]:
 
 
 def told_digest(path: Path) -> str | None:
-    """Returns the sha256 that is part of a file's name in the hub's cache and in Ollama's store, or ``None``
-    for another name."""
+    """Returns the sha256 in the file name of ``path``, after links are resolved, or ``None`` if the name has
+    no sha256. The hub's cache and Ollama name a file by its sha256."""
     match = _NAMED_BY_DIGEST.fullmatch(Path(os.path.realpath(path)).name)
     return None if match is None else match[1]
 
 
 def _fit(name: str) -> str:
-    """Returns ``name``, changed so that it is a valid name in the store."""
+    """Returns ``name`` with the characters replaced that a model's name in the store may not have."""
     return _UNFIT.sub("-", name).strip(".-") or "model"

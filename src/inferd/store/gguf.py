@@ -1,7 +1,7 @@
 """Reads the header of a GGUF file without llama.cpp.
 
-Files are untrusted: counts and sizes are bounded, and reading stops at ``MAX_HEADER_BYTES``. Lists are
-skipped. Only their lengths are kept, and the largest number of a short list.
+Files are untrusted: counts and sizes are bounded, and reading stops at ``MAX_HEADER_BYTES``. A card keeps
+only the length of a list, and for a short list of integers also the largest integer.
 """
 
 from __future__ import annotations
@@ -41,13 +41,14 @@ _QUANTISATIONS = {
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
-    """A model as its file describes it. A number that the file lacks is 0, and a missing text is empty.
+    """The properties of a model that the header of its file states. A number that the header lacks is 0, and
+    a missing text is empty.
 
     ``parameters`` is the number of weights. ``width`` is the length of an embedding. ``kv_bytes_per_token``
-    is the size of the KV cache of one token, with 16-bit numbers. ``parts`` is the number of files of a split
-    model. ``pooling`` is true if the model makes embeddings, and ``ranks`` if it makes rerank scores.
-    ``tools`` and ``thinking`` are what the text of the chat template suggests of a model that generates text.
-    Only llama.cpp's analysis finds what the template supports (:mod:`inferd.daemon.templates`).
+    is the size of one token's KV cache in 16-bit numbers. ``parts`` is the number of files of a split model,
+    else 1. ``pooling`` is true for an embedding model, and ``ranks`` for a ranking model. ``tools`` and
+    ``thinking`` are guesses from the text of a generating model's chat template. Only llama.cpp's analysis of
+    the template finds what the template supports (:mod:`inferd.daemon.templates`).
     """
 
     architecture: str
@@ -68,9 +69,9 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     parts: int = 1
 
     def memory_bytes(self, n_ctx: int, n_parallel: int, n_batch: int = 512) -> int:
-        """Estimates the memory of an engine process that runs ``n_parallel`` requests of ``n_ctx`` tokens
-        each. The estimate includes the weights, the KV cache, the buffers of one decoding step, and the
-        process itself.
+        """Estimates the memory in bytes of an engine process that runs ``n_parallel`` requests of ``n_ctx``
+        tokens each. The estimate includes the weights, the KV cache, the buffers of one decoding step, and
+        the process itself.
         """
         # llama.cpp's own dry run (`no_alloc`) counts the buffers of the largest step in full. On a CPU, a
         # process touches a small part of them: a model of 384 MiB for four requests of 8,192 tokens takes
@@ -80,7 +81,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
         return self.file_bytes + cache + step + _PROCESS_BYTES
 
     def with_draft(self, draft: ModelCard) -> ModelCard:
-        """Returns a card whose :meth:`memory_bytes` includes the draft model."""
+        """Returns a copy of this card whose :meth:`memory_bytes` also includes the model of ``draft``."""
         return replace(
             self,
             file_bytes=self.file_bytes + draft.file_bytes,
@@ -95,8 +96,8 @@ MAX_PARTS = 1000
 
 
 def part_names(name: str) -> list[str]:
-    """Returns the names of all files of a split model, if ``name`` is the name of its first file. For any
-    other ``name``, returns an empty list."""
+    """Returns the names of all files of a split model, in order, if ``name`` is the name of the first file.
+    For any other ``name``, returns an empty list."""
     match = _SPLIT_NAME.fullmatch(name)
     if match is None or int(match["number"]) != 1 or not 1 < int(match["count"]) <= MAX_PARTS:
         return []
@@ -105,13 +106,15 @@ def part_names(name: str) -> list[str]:
 
 
 def plain_name(name: str) -> str:
-    """Returns a file's name without the suffix ``.gguf`` and without the numbers of a split model."""
+    """Returns the file name ``name`` without the suffix ``.gguf``, and for a file of a split model without
+    the suffix ``-NUMBER-of-COUNT``."""
     match = _SPLIT_NAME.fullmatch(name)
     return match["stem"] if match is not None else name.removesuffix(".gguf")
 
 
 def whole_card(card: ModelCard, parts: Iterable[ModelCard]) -> ModelCard:
-    """Merges the ``card`` of the first file of a split model with the cards of its other ``parts``."""
+    """Returns the card of a split model. ``card`` is the card of its first file, and ``parts`` are the cards
+    of its other files."""
     others = list(parts)
     return replace(
         card,
@@ -121,8 +124,8 @@ def whole_card(card: ModelCard, parts: Iterable[ModelCard]) -> ModelCard:
 
 
 def read_card(fd: int, path: object = "the file") -> ModelCard:
-    """Reads the card of the model in an open file. Raises ModelError if the GGUF header is invalid or cut
-    short."""
+    """Reads the header of an open model file, and returns the model's card. Raises ModelError if the GGUF
+    header is invalid or cut short."""
     size = os.fstat(fd).st_size
     reader = _Reader(fd, min(size, MAX_HEADER_BYTES))
     try:
@@ -135,7 +138,8 @@ def read_card(fd: int, path: object = "the file") -> ModelCard:
 
 
 def card_of_files(paths: Sequence[Path]) -> ModelCard:
-    """Reads the card of the model in the files ``paths``. The files of a split model must be in order.
+    """Reads the headers of the files ``paths`` of one model, and returns the model's card. The files of a
+    split model must be in order.
 
     Raises ModelError and OSError.
     """
@@ -155,8 +159,8 @@ def has_thinking(template: str) -> bool:
 
 
 def read_vocabulary(fd: int, path: object = "the file") -> list[bytes]:
-    """Returns the texts of a model's tokens in the order of their ids, or an empty list if the file has none.
-    Raises ModelError."""
+    """Returns the texts of a model's tokens in the order of their ids, or an empty list if the file has no
+    vocabulary. Raises ModelError if the GGUF header is invalid or cut short."""
     reader = _Reader(fd, min(os.fstat(fd).st_size, MAX_HEADER_BYTES))
     try:
         return reader.texts("tokenizer.ggml.tokens", reader.head(path)[1])
@@ -168,15 +172,15 @@ MOST_MORE_TOKENS = 256
 
 
 def same_vocabulary(one: Sequence[bytes], other: Sequence[bytes]) -> bool:
-    """Whether the tokens have the same ids in both vocabularies. The longer vocabulary may have up to
+    """Whether each token id has the same text in both vocabularies. The longer vocabulary may have up to
     ``MOST_MORE_TOKENS`` further tokens at its end (see draft_model.h)."""
     count = min(len(one), len(other))
     return abs(len(one) - len(other)) <= MOST_MORE_TOKENS and one[:count] == other[:count]
 
 
 class _Reader:
-    """Reads a file from its start. Raises EOFError if more than ``limit`` bytes are needed, or more than the
-    file has."""
+    """Reads the file ``fd`` from its start. A read beyond the first ``limit`` bytes or the end of the file
+    raises EOFError."""
 
     def __init__(self, fd: int, limit: int) -> None:
         self._fd = fd
@@ -207,8 +211,8 @@ class _Reader:
         return struct.unpack(layout, self.take(struct.calcsize(layout)))
 
     def head(self, path: object) -> tuple[int, int]:
-        """Reads the start of the header. Returns the number of tensors and the number of keys. Raises
-        ModelError."""
+        """Reads the start of the GGUF header. Returns the number of tensors and the number of metadata keys.
+        Raises ModelError if the file is no GGUF file or has an unsupported version."""
         if self.take(4) != b"GGUF":
             raise ModelError(f"{path} is no GGUF file")
         version, n_tensors, n_keys = self.unpack("<IQQ")
@@ -225,8 +229,8 @@ class _Reader:
         return self.take(size).decode("utf-8", "replace")
 
     def values(self, n_keys: int) -> tuple[dict[str, Value], dict[str, int]]:
-        """Reads all keys. Returns the strings and numbers by key, and the lengths of the lists by key. The
-        number of a short list of integers is its largest one."""
+        """Reads the metadata. Returns the strings and numbers by key, and the lengths of the lists by key.
+        The first dictionary also has the largest integer of each short list of integers."""
         values: dict[str, Value] = {}
         lengths: dict[str, int] = {}
         for _ in range(n_keys):
@@ -245,8 +249,8 @@ class _Reader:
         return values, lengths
 
     def _pass_over_list(self) -> tuple[int, Value | None]:
-        """Skips a list. Returns the length of the list, and its largest number if it has at most 1,024
-        integers. Such a list may have the number of attention heads of each layer."""
+        """Skips a list. Returns the length of the list and, if the list has at most 1,024 integers, the
+        largest of these integers. A short list may give the number of attention heads of each layer."""
         kind, count = self.unpack("<IQ")
         if kind == _TEXT:
             self._pass_over_texts(count)
@@ -261,8 +265,8 @@ class _Reader:
         return count, None
 
     def _pass_over_texts(self, count: int) -> None:
-        """Skips ``count`` texts. A vocabulary may have several hundred thousand, so the loop avoids a call
-        for each text."""
+        """Skips ``count`` texts. A vocabulary may have several hundred thousand texts, so the loop avoids a
+        call for each text."""
         length_at = _LENGTH.unpack_from
         while count:
             self.skip(*self.unpack("<Q"))  # reads the next chunk
@@ -276,7 +280,8 @@ class _Reader:
             self.skip(0)  # may be beyond the end
 
     def texts(self, wanted: str, n_keys: int) -> list[bytes]:
-        """Returns the texts of the list with the key ``wanted``, or an empty list without that key."""
+        """Returns the texts in the list of the key ``wanted``, or an empty list if the file has no such
+        list."""
         for _ in range(n_keys):
             key = self.text()
             (kind,) = self.unpack("<I")

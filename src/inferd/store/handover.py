@@ -1,4 +1,5 @@
-"""Iterates a blocking generator in a helper thread, so that the consumer can be cancelled."""
+"""Runs a blocking generator in a helper thread, so that its consumer can be cancelled while the generator
+blocks."""
 
 from __future__ import annotations
 
@@ -17,11 +18,12 @@ AHEAD = 16  # items buffered ahead of the consumer
 
 
 def iterate_in_thread(items: Generator[T], cancelled: threading.Event) -> Generator[T]:
-    """Runs the generator ``items`` in another thread, and yields what it yields. Raises BootCancelled at most
+    """Runs the generator ``items`` in a helper thread, and yields its items. Raises BootCancelled at most
     POLL_SECS after ``cancelled`` is set.
 
-    An exception of ``items`` is raised here. If the consumer stops early, nothing waits for the thread. The
-    thread ends after its current item, and does not delay the exit of the process.
+    Raises every exception of ``items`` in the consumer's thread. A consumer that stops early does not wait
+    for the helper thread. The helper thread ends after its current item, and does not delay the exit of the
+    process.
     """
     handed: queue.Queue[tuple[T] | BaseException | None] = queue.Queue(AHEAD)
     left = threading.Event()

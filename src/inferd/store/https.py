@@ -1,13 +1,14 @@
-"""Downloads from ``https://HOST/PATH``, and from ``hf:ORG/REPO/FILE[@REVISION]``, a file of the Hugging Face
-hub.
+"""Downloads files over HTTPS: ``https://HOST/PATH``, and ``hf:ORG/REPO/FILE[@REVISION]``, a file of the
+Hugging Face hub.
 
-An interrupted download is resumed, by this process or a later one, if the server still reports the same ETag
-and size. Transient failures, such as a broken or silent connection or the status 429 or 500, are retried with
-exponential back-off. After TRIES failures in a row the download fails. A redirect must lead to https, too.
-The token in ``HF_TOKEN`` is sent to the hub's own host only.
+This process or a later one resumes an interrupted download, if the server still reports the same size and
+ETag. (An ETag that is missing does not count as different.) Transient failures, such as a broken or silent
+connection or the status 429 or 500, are retried with exponential back-off. After TRIES failures in a row the
+download fails. A redirect is followed only to an https URL. The token in ``HF_TOKEN`` is sent only to the
+hub's own host.
 
-The HTTP exchange runs in a thread of its own, because a name lookup or a connect can block for longer than a
-cancellation may take. The thread of the exchange never touches the store.
+The HTTP exchange runs in a helper thread, because a name lookup or a connect can block for longer than a
+cancellation may take. The helper thread never reads or writes the store.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Setback:
-    """A failure after which a retry makes sense.
+    """A failure after which a retry may succeed.
 
     ``pause_secs`` is the value of the header ``Retry-After``, if the server sent one.
     """
@@ -76,8 +77,8 @@ class Setback:
 
 @dataclass(frozen=True)
 class Https(Source):
-    """Fetches ``location``. ``url`` is the same source as shown to users, without secrets. ``headers`` may
-    hold a secret, and are sent only to the host of ``location``."""
+    """Downloads ``location``, an https URL. ``url`` names the same source for users, and holds no secret.
+    ``headers`` may hold a secret, and are sent only to the host of ``location``."""
 
     resumable: ClassVar[bool] = True
 
@@ -88,8 +89,8 @@ class Https(Source):
 
     @classmethod
     def parse(cls, text: str) -> Https:
-        """Returns the source for an https URL. The URL's query may hold a secret, so it is sent but never
-        shown."""
+        """Returns the source for an https URL. The URL's query may hold a secret, so the query is sent but
+        never shown."""
         try:
             parts = urlsplit(text)
             reachable = bool(parts.hostname) and parts.port != 0
@@ -104,7 +105,8 @@ class Https(Source):
 
     @classmethod
     def of_hub(cls, text: str) -> Https:
-        """Returns the source for the text after ``hf:``."""
+        """Returns the source for ``text``, which has the form ``ORG/REPO/FILE[@REVISION]``. Raises FetchError
+        for another form."""
         match = _HUB_FILE.fullmatch(text)
         if match is None or not text.isprintable() or {"", ".", ".."} & set(match["file"].split("/")):
             raise FetchError(f"it is not of the form {_FORM}")
@@ -130,7 +132,8 @@ class Https(Source):
         persist(lambda: self._receive(sink, reporter), sink.cancelled, wait, lambda: sink.received)
 
     def _receive(self, sink: Sink, reporter: Reporter) -> Setback | None:
-        """Tries once to download the missing bytes. Returns ``None`` if the file is then complete."""
+        """Tries once to download the missing bytes. Returns ``None`` if the file is complete after this
+        try."""
         if sink.received and sink.received == sink.expected:
             return None
         headers = {**self.headers, "Accept-Encoding": "identity"}
@@ -156,8 +159,8 @@ class Https(Source):
         return attempt("GET", self.location, headers, sink.cancelled, take)
 
     def _begin(self, head: Head, sink: Sink) -> Setback | None:
-        """Prepares the sink for the body of the response with this ``head``. Returns a Setback or raises
-        FetchError if there is no usable body."""
+        """Prepares the sink for the body that follows ``head``. If the body is not usable, returns a Setback
+        or raises FetchError."""
         etag, length = head.headers.get("ETag", ""), head.headers.get("Content-Length", "")
         etag = etag if etag.isascii() else ""  # others cannot be sent in a request header
         if head.headers.get("Content-Encoding", "identity") != "identity":
@@ -182,8 +185,8 @@ class Https(Source):
 
 
 def hub_access() -> tuple[str, dict[str, str]]:
-    """Returns the address of the Hugging Face hub, and the headers that authenticate the user. Without
-    ``HF_TOKEN`` there are no headers. Raises FetchError if ``HF_ENDPOINT`` or ``HF_TOKEN`` is invalid."""
+    """Returns the URL of the Hugging Face hub, and the headers that authenticate the user. If ``HF_TOKEN`` is
+    not set, the headers are empty. Raises FetchError if ``HF_ENDPOINT`` or ``HF_TOKEN`` is invalid."""
     hub = os.environ.get("HF_ENDPOINT", "").rstrip("/") or HUB
     if not hub.startswith("https://"):
         raise FetchError(f"HF_ENDPOINT is {hub!r} and not an https address")
@@ -194,12 +197,13 @@ def hub_access() -> tuple[str, dict[str, str]]:
 
 
 def whole_number(text: str) -> int | None:
-    """Returns the number in a header's ``text``, or ``None`` if there is no valid number."""
+    """Returns the number in ``text``, the value of a header, or ``None`` if ``text`` is not a number of at
+    most 15 digits."""
     return int(text) if re.fullmatch(r"[0-9]{1,15}", text) else None
 
 
 def refused(head: Head) -> Setback:
-    """Classifies an error response. Returns a Setback if a retry may help, and raises FetchError if not."""
+    """Classifies an error response. Returns a Setback if a retry may succeed, or else raises FetchError."""
     import httpx
 
     reason = f"the server answers {head.status} {httpx.codes.get_reason_phrase(head.status)}".rstrip()
@@ -216,11 +220,12 @@ def persist(
     wait: Callable[[Setback, int], None],
     received: Callable[[], int],
 ) -> None:
-    """Calls ``once`` until it returns ``None``. Calls ``wait`` before the pause after each failure.
+    """Calls ``once``, which makes one try, until ``once`` returns ``None``. After each failure, calls
+    ``wait`` and then pauses.
 
-    Raises FetchError after TRIES failures in a row, or if the server asks for too long a pause. ``received``
-    returns the number of received bytes. After a try that received GOOD_TRY_BYTES, the count of failures
-    starts again.
+    Raises FetchError after TRIES failures in a row, or if the server asks for a pause of more than
+    MAX_PAUSE_SECS. ``received`` returns the number of received bytes. After a try that received at least
+    GOOD_TRY_BYTES, the count of failures starts again.
     """
     tries, best = 0, received()
     while setback := once():
@@ -244,11 +249,12 @@ def attempt(
     take: Callable[[Generator[Head | bytes]], Setback | None],
     stop_at: str | None = None,
 ) -> Setback | None:
-    """Makes one HTTP exchange. ``take`` reads the response, and its result is returned.
+    """Makes one HTTP exchange. ``take`` reads the response. Returns the result of ``take``.
 
-    Returns a Setback if the exchange fails and a retry may help. Raises FetchError for any other failure.
+    Returns a Setback if the exchange fails and a retry may succeed. Raises FetchError for any other failure.
 
-    A redirect whose response has the header ``stop_at`` is not followed, but counts as the last response.
+    If a redirect has the header ``stop_at``, the redirect is not followed, and ``take`` reads the redirect
+    itself.
     """
     import httpx
 
@@ -279,7 +285,7 @@ def attempt(
 def _exchange(
     method: str, location: str, headers: dict[str, str], stop_at: str | None
 ) -> Generator[Head | bytes]:
-    """Yields the head of the last response, and then the pieces of its body as they arrive."""
+    """Yields the head of the response after all redirects, and then the pieces of its body as they arrive."""
     import httpx
     import truststore
 

@@ -1,9 +1,9 @@
-"""Queries the Hugging Face hub: selects a file of a repository, and gets a file's sha256.
+"""Queries the Hugging Face hub: selects the files of a model in a repository, and gets a file's sha256.
 
-``hf:ORG/REPO[:QUANT][@REVISION]`` names a repository. From it, the GGUF file of the quantisation QUANT is
-selected, with all parts of a split model and with the projector. The hub's responses are untrusted:
-:mod:`inferd.store.https` checks each name in them before it is used, and every file is pinned by the sha256
-that the hub reports.
+``hf:ORG/REPO[:QUANT][@REVISION]`` names a repository. :func:`choose` selects the GGUF file of the
+quantisation QUANT in this repository, and the projector. The hub's responses are untrusted:
+:mod:`inferd.store.https` checks each file name in a response before the name is used. Every file is pinned by
+the sha256 that the hub reports.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from inferd.store.https import Head, Https, Setback, attempt, hub_access, persis
 
 MAX_LISTING_BYTES = 16 << 20
 USUAL_QUANTS = ("Q4_K_M", "Q4_0", "Q8_0")
-"""The preferred quantisations if none is requested. The first one that the repository has is chosen. If it
-has none of them, it must have only one model."""
+"""The quantisations to choose from if none is requested. The first quantisation that the repository has is
+chosen. A repository without these quantisations must have only one model."""
 USUAL_PROJECTORS = ("F16", "BF16", "Q8_0")
 
 _DIGEST_HEADER = "X-Linked-Etag"
@@ -38,7 +38,8 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Chosen:
-    """A model of a repository. The sources of its first file and of its projector name the commit."""
+    """The files selected from a repository. ``source`` is the source of the model's first file, and
+    ``projector`` is the source of the projector. Both sources name the commit."""
 
     source: str
     projector: str | None
@@ -56,13 +57,13 @@ class _Listing(msgspec.Struct):
 
 
 def is_repository(text: str) -> bool:
-    """Whether a source names a repository of the hub, and not a file in one."""
+    """Whether ``text`` names a repository of the hub, and not a file in a repository."""
     return text.startswith("hf:") and _REPOSITORY.fullmatch(text[3:]) is not None
 
 
 def choose(text: str, cancelled: threading.Event) -> Chosen:
-    """Selects the files of a repository. Raises BootCancelled, and FetchError, which lists the choices if the
-    selection is not clear."""
+    """Selects the files of a model in the repository that ``text`` names. Raises BootCancelled or FetchError.
+    If no file or several files fit, the message of the FetchError lists the files to choose from."""
     match = _REPOSITORY.fullmatch(text.removeprefix("hf:"))
     if match is None:
         raise FetchError(f"{text} is not of the form hf:ORG/REPO or hf:ORG/REPO:QUANT")
@@ -94,8 +95,8 @@ def _is_later_part(name: str) -> bool:
 
 
 def _of_quant(names: Sequence[str], quants: Sequence[str]) -> str | None:
-    """Returns the shortest name that contains a quantisation as a whole word. The quantisation is the first
-    of ``quants`` that any name contains. Returns ``None`` if no name contains any."""
+    """Takes the first of ``quants`` that is a whole word in any of ``names``, and returns the shortest name
+    with this word. Returns ``None`` if no name contains any of ``quants``."""
     for quant in quants:
         word = re.compile(rf"(?:^|[-._/]){re.escape(quant)}(?:[-._/]|$)", re.IGNORECASE)
         found = [name for name in names if word.search(name)]
@@ -135,8 +136,8 @@ def _list(repo: str, revision: str | None, cancelled: threading.Event) -> _Listi
 
 
 def digest_of(source: Https, cancelled: threading.Event) -> tuple[Https, str, int | None]:
-    """Returns the source at the current commit of its revision, and the sha256 and size that the hub reports
-    for the file."""
+    """Returns the source of the same file at a fixed commit, and the sha256 and size that the hub reports for
+    the file. The commit is the current commit of the revision in ``source``."""
     heads: list[Head] = []
 
     def take(parts: Generator[Head | bytes]) -> Setback | None:

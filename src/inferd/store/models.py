@@ -1,5 +1,5 @@
-"""The model store on disk: model files named by their hash, and manifests named by the model. Other tools may
-share it.
+"""The model store on disk: model files (blobs) named by their hash, and manifests named by the model. Other
+programs may use the same store.
 
 ::
 
@@ -12,9 +12,9 @@ share it.
     HOME/locks/quarantine/                    files with the wrong content
 
 Every write is atomic: a temporary file is written, synced and renamed, and then the directory is synced. A
-blob is written before the manifest that names it. :func:`check_name` or :func:`check_sha256` validates every
-name from outside before it becomes part of a path (F-21 in SECURITY.md). Only
-:func:`inferd.store.upkeep.remove` deletes files that this package did not write.
+blob is written before the manifest that names the blob. :func:`check_name` or :func:`check_sha256` validates
+every name from outside before the name becomes part of a path (F-21 in SECURITY.md). Only
+:func:`inferd.store.upkeep.remove` deletes files that inferd did not write.
 """
 
 from __future__ import annotations
@@ -42,14 +42,13 @@ MAX_NAME_BYTES = 200  # leaves room for ".NAME.json.tmp" in the 255 bytes of a f
 MAX_MANIFEST_BYTES = 1 << 20
 
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""Errors of decoding a damaged file, or one that another tool wrote."""
+"""The errors of decoding a damaged file, or a file that another program wrote."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def check_name(name: str) -> str:
-    """Returns ``name`` if it is valid as a file name in the store. Raises StoreError if ``name`` is
-    invalid."""
+    """Returns ``name`` if ``name`` is valid as a file name in the store, or else raises StoreError."""
     if (
         not name
         or name.startswith(".")
@@ -66,7 +65,7 @@ def check_name(name: str) -> str:
 
 
 def check_sha256(digest: str) -> str:
-    """Returns ``digest`` in lower case if it is a sha256 in hex. Raises StoreError for any other text."""
+    """Returns ``digest`` in lower case if ``digest`` is a sha256 in hex, or else raises StoreError."""
     if not _SHA256.fullmatch(digest.lower()):
         raise StoreError(f"{digest!r} is not a sha256; it must be 64 hex digits")
     return digest.lower()
@@ -87,8 +86,8 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def text(self) -> str:
-        """The source in the form that :func:`inferd.store.sources.parse` reads. Empty for an unknown
-        registry."""
+        """The text that :func:`inferd.store.sources.parse` converts back to this source. The text is empty
+        for an unknown registry."""
         forms = {
             "https": f"https://{self.repo}/{self.filename}",
             "hf": f"hf:{self.repo}/{self.filename}@{self.revision}",
@@ -111,8 +110,9 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """The content of ``manifests/NAME.json``. ``blob`` has the form ``sha256:HEX``. ``produced_at`` is a time
-    in UTC in the form of RFC 3339."""
+    """The content of ``manifests/NAME.json``. ``blob``, ``size_bytes`` and ``source`` describe the model's
+    first file. ``blob`` has the form ``sha256:HEX``. ``produced_at`` is a time in UTC in the form of RFC
+    3339."""
 
     schema_version: int = SCHEMA_VERSION
     name: str
@@ -128,12 +128,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def sha256(self) -> str:
-        """The digest of the model's file in hex, or of the first file of a split model."""
+        """The sha256 of the model's first file in hex."""
         return self.blob.removeprefix("sha256:")
 
     @property
     def digests(self) -> tuple[str, ...]:
-        """The digests of all files of the model."""
+        """The sha256 of every file of the model, the first file first."""
         return (self.sha256, *(part.sha256 for part in self.further))
 
     @property
@@ -147,7 +147,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stamp(msgspec.Struct, frozen=True, kw_only=True):
-    """The attributes of a blob's file at the time when its hash was verified."""
+    """The attributes that a blob's file had when its hash was verified."""
 
     size: int
     mtime_ns: int
@@ -159,7 +159,7 @@ class Stamp(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelStore:
-    """The store in the directory ``home``. The first write creates the directory."""
+    """The model store in the directory ``home``. The first write creates the directory."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -170,7 +170,7 @@ class ModelStore:
     # Places.
 
     def blob_path(self, sha256: str) -> Path:
-        """Returns the path of the blob, which need not exist."""
+        """Returns the path of the blob. The file need not exist."""
         digest = check_sha256(sha256)
         return self.home / "blobs" / "sha256" / digest[:2] / digest / "data"
 
@@ -180,17 +180,18 @@ class ModelStore:
         return self.home / "blobs" / "sha256" / digest[:2] / f".partial-{digest}"
 
     def manifest_path(self, name: str) -> Path:
-        """Returns the path of the manifest, which need not exist."""
+        """Returns the path of the manifest. The file need not exist."""
         return self.home / "manifests" / f"{check_name(name)}.json"
 
     def name_lock(self, name: str) -> Path:
-        """Returns the path of the lock that is held while a process fetches or removes the model ``name``."""
+        """Returns the path of the lock that a process holds while it fetches or removes the model
+        ``name``."""
         return self.home / "locks" / f"{check_name(name)}.lock"
 
     def blob_lock(self, sha256: str) -> Path:
         """Returns the path of the lock that a process holds while it writes, removes or quarantines the blob.
 
-        The lock of the name is not enough, since two names may refer to the same blob.
+        The lock of the model's name is not enough, since two names may refer to the same blob.
         """
         return self.home / "locks" / f".{check_sha256(sha256)}.lock"
 
@@ -220,7 +221,7 @@ class ModelStore:
         return manifest
 
     def list(self) -> Sequence[Manifest]:
-        """Returns all readable manifests, sorted by name. The log names the unreadable ones."""
+        """Returns all readable manifests, sorted by name. The unreadable manifests are logged."""
         found = []
         for name, manifest in self._manifests():
             if isinstance(manifest, StoreError):
@@ -230,8 +231,8 @@ class ModelStore:
         return sorted(found, key=lambda manifest: manifest.name)
 
     def names_of(self, sha256: str) -> Sequence[str]:
-        """Returns the names of the manifests that refer to the blob. The names of unreadable manifests are
-        included, since such a manifest may refer to the blob."""
+        """Returns the names of the manifests that refer to the blob. Includes the names of unreadable
+        manifests, since an unreadable manifest may refer to the blob."""
         return sorted(
             name
             for name, manifest in self._manifests()
@@ -250,8 +251,8 @@ class ModelStore:
                     yield name, manifest
 
     def write_manifest(self, manifest: Manifest) -> None:
-        """Writes ``manifest`` durably. The blobs of the manifest must be in place. The caller holds the
-        name's lock."""
+        """Writes ``manifest`` durably. The blobs of the manifest must already be in the store. The caller
+        holds the name's lock."""
         path = self.manifest_path(manifest.name)
         with self.writing():
             make_dirs(path.parent)
@@ -262,7 +263,8 @@ class ModelStore:
             write_whole(path, msgspec.json.format(msgspec.json.encode(fields), indent=2) + b"\n")
 
     def remove_manifest(self, name: str) -> None:
-        """Removes the manifest of ``name`` durably, if there is one. The caller holds the name's lock."""
+        """Removes the manifest of ``name`` durably, if the manifest exists. The caller holds the name's
+        lock."""
         path = self.manifest_path(name)
         with self.writing():
             path.unlink(missing_ok=True)
@@ -272,7 +274,7 @@ class ModelStore:
     # Blobs.
 
     def blob_size(self, sha256: str) -> int | None:
-        """Returns the size of the blob's file, or ``None`` if it does not exist."""
+        """Returns the size of the blob's file in bytes, or ``None`` if the file does not exist."""
         path = self.blob_path(sha256)
         absent = suppress(FileNotFoundError, NotADirectoryError)
         with explained(f"look into the model store at {self.home}"), absent:
@@ -286,7 +288,7 @@ class ModelStore:
         return False
 
     def install(self, sha256: str, data: Path) -> None:
-        """Moves the file ``data``, which must be complete and synced, to the blob's path."""
+        """Moves the file ``data`` to the blob's path. ``data`` must be complete and synced."""
         path = self.blob_path(sha256)
         with self.writing():
             make_dirs(path.parent)
@@ -309,8 +311,8 @@ class ModelStore:
         return size
 
     def is_stamped(self, sha256: str, found: os.stat_result) -> bool:
-        """Whether a file with the attributes ``found`` was verified before, and no other user could have
-        changed it since."""
+        """Whether the blob's hash was verified when its file had the attributes ``found``, and only this user
+        and root can write to the file."""
         path = self.blob_path(sha256)
         with suppress(OSError, *UNREADABLE):
             stamp = msgspec.json.decode(path.with_name("verified.json").read_bytes(), type=Stamp)
@@ -318,9 +320,9 @@ class ModelStore:
         return False
 
     def write_stamp(self, sha256: str, found: os.stat_result) -> None:
-        """Records that the file was verified.
+        """Records that the blob's hash was verified when its file had the attributes ``found``.
 
-        A read-only store cannot record it, so the file is verified again the next time.
+        In a read-only store, records nothing, so the file is verified again when it is next opened.
         """
         try:
             data = msgspec.json.encode(Stamp.of(found)) + b"\n"
@@ -335,7 +337,8 @@ class ModelStore:
         return all(_only_ours(path.stat()) for path in inside)
 
     def quarantine(self, path: Path) -> Path:
-        """Moves a file with wrong content to quarantine. Returns the new path of the file."""
+        """Moves a file with a wrong hash to the directory ``locks/quarantine``. Returns the new path of the
+        file."""
         directory = self.home / "locks" / "quarantine"
         moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         with self.writing():
@@ -353,8 +356,8 @@ class ModelStore:
         return place
 
     def writing(self) -> AbstractContextManager[None]:
-        """Returns the context manager around every write, which turns an OSError into a StoreError with
-        advice."""
+        """Returns a context manager for writes to the store. The context manager turns an OSError into a
+        StoreError with advice."""
         return explained(
             f"write the model store at {self.home}",
             "make it writable, free some space on it, or set MODELS_HOME to another directory",
@@ -374,7 +377,7 @@ def make_dirs(path: Path) -> None:
 
 
 def sync_dir(path: Path) -> None:
-    """Makes the entries of a directory durable."""
+    """Syncs a directory, so that files created or renamed in the directory survive a power failure."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -383,7 +386,7 @@ def sync_dir(path: Path) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Replaces the file at ``path`` atomically and durably."""
+    """Writes ``data`` to a new file, which atomically and durably replaces the file at ``path``."""
     temporary = path.with_name(f".{path.name}.tmp")
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(temporary, flags, 0o644)

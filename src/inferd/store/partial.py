@@ -6,8 +6,8 @@
     .partial-HASH/source.json   their source, so that a later process can resume
     .partial-HASH/scratch/      temporary files while the source is copied
 
-Only the holder of the blob's lock touches these files. ``data.tmp`` is only appended to, and it becomes the
-blob only once its whole content has the right hash. So a process may die at any moment without harm.
+Only the process that holds the blob's lock reads or writes these files. ``data.tmp`` becomes the blob only
+when the whole file has the right hash. So a process may die at any moment without harm.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ HASH_CHUNK_BYTES = 4 << 20  # small enough to notice a cancellation between two
 
 
 class Mark(msgspec.Struct, frozen=True, kw_only=True):
-    """The content of ``source.json``: the source of ``data.tmp``, the ETag of the version on the server, and
-    the size of the whole file."""
+    """The content of ``source.json``: the source of the bytes in ``data.tmp``, the server's ETag for the
+    file, and the size of the complete file in bytes."""
 
     url: str
     etag: str = ""
@@ -55,7 +55,8 @@ def check_room(store: ModelStore, needed: int) -> None:
 
 
 def largest_file(directory: Path) -> int:
-    """Returns the size of the largest file under ``directory``, which is the download itself."""
+    """Returns the size in bytes of the largest file under ``directory``. In the directory of a download, this
+    file is the download itself."""
     largest = 0
     for folder, _, names in os.walk(directory):
         for name in names:
@@ -65,11 +66,12 @@ def largest_file(directory: Path) -> int:
 
 
 class Sink:
-    """Writes ``data.tmp`` in the directory ``partial``. ``limit`` is the size of the model's file, if known.
+    """Writes and hashes ``data.tmp`` in the directory ``partial``. ``limit`` is the size of the complete file
+    in bytes, or ``None`` if unknown.
 
-    With ``resume``, the bytes that an earlier process received from the same ``url`` are kept. ``in_parts``
-    is true if the content came in several ranges. A wrong hash may then mean that the ranges do not belong
-    together.
+    With ``resume``, the sink keeps the bytes that an earlier process received from the same ``url``.
+    ``in_parts`` is true if the content came from several requests. A wrong hash may then mean that the server
+    changed the file between the requests.
     """
 
     def __init__(
@@ -112,11 +114,11 @@ class Sink:
 
     @property
     def expected(self) -> int | None:
-        """The size of the whole file, or ``None`` if unknown."""
+        """The size of the complete file in bytes, or ``None`` if unknown."""
         return self.mark.size if self._limit is None else self._limit
 
     def writing(self) -> AbstractContextManager[None]:
-        """Returns the context manager around every write into the store's directories."""
+        """Returns a context manager for writes to the store, as :meth:`ModelStore.writing` does."""
         return self._store.writing()
 
     def restart(self) -> None:
@@ -129,7 +131,8 @@ class Sink:
         self.received, self.in_parts, self._hash = 0, False, hashlib.sha256()
 
     def remember(self, etag: str, size: int | None) -> None:
-        """Records the version of the source. Called before the first byte is written."""
+        """Records the ETag and the size of the file on the server. Called before the first byte is
+        written."""
         self.mark = Mark(url=self.mark.url, etag=etag, size=size)
         with self.writing():
             write_whole(self._partial / "source.json", msgspec.json.encode(self.mark))
@@ -137,15 +140,14 @@ class Sink:
                 check_room(self._store, size - self.received)
 
     def check_room(self, needed: int) -> None:
-        """Raises StoreError if fewer than ``needed`` + SPARE_BYTES more bytes are free on the store's
-        disk."""
+        """Raises StoreError if fewer than ``needed`` + SPARE_BYTES bytes are free on the store's disk."""
         check_room(self._store, needed)
 
     def write(self, chunk: bytes) -> None:
         """Appends ``chunk``.
 
-        Raises BootCancelled, FetchError if there are more bytes than expected, and StoreError if the disk is
-        full.
+        Raises BootCancelled after a cancellation, FetchError if the source sends more bytes than expected,
+        and StoreError if the file cannot be written.
         """
         self._check_cancelled()
         if self.expected is not None and self.received + len(chunk) > self.expected:

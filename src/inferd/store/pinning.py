@@ -1,7 +1,7 @@
-"""Turns a source that a user names into a pinned model, which has a name and the sha256 of its file.
+"""Turns a source that a user names into a pinned model: a model with a name and the sha256 of each file.
 
-A local file is hashed. The hub reports the sha256 of its files. For any other source the user must give the
-sha256.
+A local file is hashed. For a file of the Hugging Face hub, the hub reports the sha256. For any other source,
+the user must give the sha256.
 """
 
 from __future__ import annotations
@@ -38,10 +38,12 @@ def pin(
     progress: Progress,
     cancelled: threading.Event,
 ) -> CatalogueModel:
-    """Returns the model from the source ``text``. The model is called ``name``, or else like its file.
+    """Pins the model that the source ``text`` names, and returns the model. The model gets the name ``name``,
+    or if ``name`` is ``None``, the name of its file.
 
-    Raises StoreError if another model has the name or the file cannot be pinned. Raises FetchError if the
-    source cannot be reached, ModelError if a local file is not a GGUF file, and BootCancelled.
+    Raises StoreError if another model has the name or the sha256 is not known. Raises FetchError if the
+    source cannot be reached, ModelError if a local file is not a GGUF file, and BootCancelled after a
+    cancellation.
     """
     if hub.is_repository(text):
         return _pin_repository(store, text, name, sha256, license, progress, cancelled)
@@ -89,7 +91,7 @@ def _pin_repository(
     progress: Progress,
     cancelled: threading.Event,
 ) -> CatalogueModel:
-    """Pins a model of a repository of the hub, with its projector."""
+    """Pins a model and its projector in a repository of the Hugging Face hub."""
     chosen = hub.choose(text, cancelled)
     license = license or chosen.license
     model = pin(
@@ -121,8 +123,8 @@ def pin_known(
 def pin_foreign(
     store: ModelStore, model: Foreign, *, name: str, progress: Progress, cancelled: threading.Event
 ) -> CatalogueModel:
-    """Pins a model of another program under ``name``. Hashes each file for which that program records no
-    hash.
+    """Pins ``model``, a model of another program such as Ollama, under ``name``. Hashes each file for which
+    the other program records no sha256.
 
     Raises the same errors as :func:`pin`.
     """
@@ -148,7 +150,8 @@ def pin_foreign(
 def _pin_part(
     model: CatalogueModel, first: Source, name: str, progress: Progress, cancelled: threading.Event
 ) -> CatalogueModel:
-    """Pins a further file of a split model, which is in the same directory as the first file."""
+    """Pins the file ``name`` of a split model. The file is in the same directory as the split model's first
+    file."""
     size: int | None
     if isinstance(first, LocalFile):
         path = first.path.with_name(name)
@@ -170,7 +173,7 @@ def _pin_part(
 
 
 def _check_free(store: ModelStore, name: str, digest: str) -> None:
-    """Raises StoreError if ``name`` already refers to another file."""
+    """Raises StoreError if ``name`` is already the name of a model with another sha256."""
     known = lookup(name)
     taken = known is not None and known.sha256 != digest
     with suppress(StoreError):  # an unreadable manifest is rewritten
@@ -185,8 +188,8 @@ def _check_free(store: ModelStore, name: str, digest: str) -> None:
 def _look_at(
     path: Path, progress: Progress, cancelled: threading.Event, *, first: bool = True
 ) -> tuple[str, int]:
-    """Returns the sha256 and the size of a local model file. With ``first``, raises StoreError if the file is
-    part of a split model, but not its first file."""
+    """Returns the sha256 and the size in bytes of a local model file. With ``first``, raises StoreError if
+    the file belongs to a split model but is not the first file of the split model."""
     with open_file(path, None, progress=progress, cancelled=cancelled) as opened:
         _check_magic(opened)
         with suppress(ModelError):  # llama.cpp may read a header that we cannot

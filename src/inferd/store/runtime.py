@@ -1,8 +1,9 @@
-"""Directories and locks shared by several processes and users.
+"""Private directories, and locks between processes.
 
 A lock is an ``flock`` on a file. The file is never unlinked, because two processes could then hold the same
-lock on two different files. The kernel releases the lock when the process ends, even if it crashes. The pid
-in the file is only for display and for the wait in :func:`_take`.
+lock on two different files. The kernel releases the lock when the process ends or crashes. The file contains
+the pid of the process that holds the lock. The pid is used only for display and for the wait in
+:func:`_take`.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ POLL_SECS = 0.1  # the latest that a waiter notices a cancellation
 
 @contextmanager
 def explained(what: str, advice: str = "") -> Iterator[None]:
-    """Turns an OSError of the block into a StoreError with the message ``cannot WHAT: REASON`` and the
-    advice."""
+    """Turns an OSError of the ``with`` block into a StoreError with the message ``cannot WHAT: REASON;
+    ADVICE``."""
     try:
         yield
     except OSError as error:
@@ -42,10 +43,10 @@ def make_private_dir(path: Path) -> None:
 
 
 def ensure_private_dir(path: Path) -> None:
-    """Calls :func:`make_private_dir`. Raises StoreError if the directory, or a link in its place, belongs to
-    another user than root and the present one.
+    """Calls :func:`make_private_dir`. Raises StoreError if the directory, or a link at ``path``, belongs
+    neither to this user nor to root.
 
-    Used for inferd's default directories, one of which is below the world-writable ``/tmp``.
+    Used for inferd's default directories. One of these directories is in the world-writable ``/tmp``.
     """
     make_private_dir(path)
     with explained(f"use the directory {path}"):
@@ -57,7 +58,7 @@ def ensure_private_dir(path: Path) -> None:
 
 
 class Lock:
-    """A held lock. :meth:`release` or the end of the process releases the lock."""
+    """A lock that this process holds, until :meth:`release` or the end of the process."""
 
     def __init__(self, path: Path, fd: int) -> None:
         self.path = path
@@ -65,8 +66,8 @@ class Lock:
 
     @classmethod
     def acquire(cls, path: Path) -> Lock:
-        """Takes the lock. Raises LockHeld at once if another process holds it. Raises StoreError if the file
-        cannot be opened or locked, or is no plain file."""
+        """Takes the lock. Raises LockHeld within LOOK_SECS if another process holds the lock. Raises
+        StoreError if the file cannot be opened or locked, or is not a plain file."""
         make_private_dir(path.parent)
         while True:
             fd = _open(path)
@@ -88,9 +89,10 @@ class Lock:
 
     @classmethod
     def wait(cls, path: Path, cancelled: threading.Event, held: Callable[[], None]) -> Lock:
-        """Takes the lock as soon as it is free. Until then polls the lock, and calls ``held`` at each poll.
+        """Waits until the lock is free, and takes the lock. Polls the lock every POLL_SECS, and calls
+        ``held`` after each poll that finds the lock held.
 
-        Raises BootCancelled within POLL_SECS of ``cancelled``.
+        Raises BootCancelled at most POLL_SECS after ``cancelled`` is set.
         """
         while not cancelled.is_set():
             with suppress(LockHeld):
@@ -100,7 +102,7 @@ class Lock:
         raise BootCancelled(f"the wait for the lock at {path} was cancelled")
 
     def is_current(self) -> bool:
-        """Whether the file at the lock's path is still the locked file."""
+        """Whether the file at the lock's path is still the file that this lock holds."""
         return _is_current(self.path, self._fd)
 
     def release(self) -> None:
@@ -127,8 +129,8 @@ class Lock:
 def is_held(path: Path) -> bool:
     """Whether a running process holds the lock.
 
-    Does not create the file. The check takes a shared lock for a moment. :func:`_take` waits until such a
-    shared lock is gone.
+    Does not create the file. The check takes a shared lock for a moment. :func:`_take` tolerates this shared
+    lock.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -148,10 +150,11 @@ def is_held(path: Path) -> bool:
 
 
 def _take(fd: int) -> None:
-    """Locks the file. Raises BlockingIOError if another process holds the lock.
+    """Takes an exclusive lock on the open file ``fd``. Raises BlockingIOError if another process holds the
+    lock.
 
-    :func:`is_held` takes a shared lock for a moment. So if the pid in the file is not that of a running
-    process, this function waits a little for the lock.
+    If the pid in the file is not the pid of another running process, the file may be locked only by a check
+    of :func:`is_held`. In this case, tries again for up to LOOK_SECS.
     """
     give_up = time.monotonic() + LOOK_SECS
     while True:
@@ -178,8 +181,8 @@ def _has_living_holder(fd: int) -> bool:
 
 
 def holder(path: Path) -> int | None:
-    """Returns the pid that the lock's holder wrote into the file, or ``None`` if unknown. Only for
-    display."""
+    """Returns the pid of the process that holds the lock, as written in the lock's file, or ``None`` if the
+    file has no pid. Only for display."""
     with suppress(OSError, ValueError), path.open("rb") as file:
         return int(file.read(32)) or None
     return None

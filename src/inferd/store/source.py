@@ -1,9 +1,9 @@
 """The base class of all sources of a model file.
 
 A source writes the file into a :class:`~inferd.store.partial.Sink`, which hashes and counts the bytes. A
-source stops within POLL_SECS of a cancellation. A source that fails raises FetchError, whose message is shown
-after "SOURCE: ", and the next source is tried. Any other StoreError is a failure of the store itself and ends
-the fetch.
+source stops at most POLL_SECS after a cancellation. If a source fails, it raises FetchError, and the next
+source is tried. Users see the message of the FetchError after the name of the source and a colon. Any other
+StoreError is a failure of the store itself, and no further source is tried.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ REPORT_SECS = 0.25  # smooth for a progress bar, and rare enough for the buffer 
 
 
 class Reporter:
-    """Reports the progress of one download: at most once in REPORT_SECS, but always at the end."""
+    """Reports the progress of one download: at most once in REPORT_SECS, but always when all ``total`` bytes
+    are received. ``total`` is ``None`` if unknown."""
 
     def __init__(self, progress: Progress, source_url: str, total: int | None) -> None:
         self.total = total
@@ -34,20 +35,20 @@ class Reporter:
         self._next = 0.0
 
     def report(self, done: int, **more: object) -> None:
-        """Reports that ``done`` bytes have been received. ``more`` is added to the details."""
+        """Reports that ``done`` bytes have been received. ``more`` has further details of the report."""
         complete = done == self.total and self._done != done
         if complete or time.monotonic() >= self._next:
             self.report_now(done, **more)
 
     def report_now(self, done: int, **more: object) -> None:
-        """Makes a report even if the last one was made less than REPORT_SECS ago."""
+        """Reports like :meth:`report`, even if the last report was made less than REPORT_SECS ago."""
         self._done, self._next = done, time.monotonic() + REPORT_SECS
         details = {"downloaded_bytes": done, "total_bytes": self.total, "source_url": self._source_url}
         self._progress("download", {**details, **more})
 
 
 class Source(ABC):
-    """One source of one file. ``url`` is shown to users and holds no secret."""
+    """A source of one file. ``url`` names the source for users and holds no secret."""
 
     url: str
     resumable: ClassVar[bool] = False
@@ -55,7 +56,7 @@ class Source(ABC):
 
     @abstractmethod
     def provenance(self) -> Provenance:
-        """Returns the entry for this source in a manifest."""
+        """Returns the description of this source to record in a manifest."""
 
     def extra_bytes(self) -> int:
         """Returns the number of bytes that the source needs on the store's disk in addition to the file

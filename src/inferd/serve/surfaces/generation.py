@@ -1,7 +1,7 @@
-"""Streamed answers: each event of a backend's stream is written as it arrives.
+"""Streams generated answers: writes each event of a backend's stream to the client as the event arrives.
 
-Surfaces differ in the form of their frames. A :class:`Writer` encodes the frames of one surface. If a backend
-itself makes frames from the writer's template, these frames are sent unchanged.
+The surfaces v1 and v2 differ in the form of their frames. A :class:`Writer` encodes the frames of one answer.
+A backend may itself make text frames from the writer's template; these frames are sent unchanged.
 """
 
 from __future__ import annotations
@@ -23,35 +23,37 @@ from inferd.serve.observe.metrics import BackendMetrics
 from inferd.serve.surface import R, RequestContext, Surface
 from inferd.wire import sampling
 
-# An answer is kept until its end, for the last frame or because the client wants no deltas. An upstream that
+# An answer is kept until its end, for the last frame or because the client wants no stream. An upstream that
 # never stops must not fill the memory, and no client reads a longer line.
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 
 
 class Writer(Protocol):
     """Encodes the frames of one answer. ``template`` is the form of a text frame, or ``None`` if the client
-    wants no deltas."""
+    wants no stream."""
 
     template: FrameTemplate | None
 
     def event(self, event: Text | Thinking | ToolUse) -> bytes:
-        """Returns the bytes to send now for a part of the answer, which may be empty."""
+        """Returns the frames to send to the client now, or ``b""`` if no frame is to be sent for ``event``
+        yet."""
 
     def end(self, done: Done, backend: Backend, timings: dict[str, float] | None) -> bytes:
-        """Returns the last bytes to send, which end with the frame for ``done``. ``timings`` are in
+        """Returns the remaining frames of the answer, up to the ``done`` frame. ``timings`` are in
         milliseconds."""
 
 
 class Generation(Surface[R]):
-    """A surface whose answers are generated and streamed."""
+    """A surface on which a model generates the answers: v1 or v2."""
 
     @abstractmethod
     def writer(self, request: R) -> Writer: ...
 
     @abstractmethod
     def engine_request(self, request: R, template: FrameTemplate | None, scope: str = "") -> GenerateRequest:
-        """Converts a valid request into a request to a backend. Requests with the same ``scope`` may share
-        computed prefixes. Call this method only once, since it may remove bytes from ``request``."""
+        """Converts a valid request of a client into a backend request. Requests with the same ``scope``
+        may share KV caches. Call this method only once for a request, since it may free the contents of the
+        request's attachments."""
 
     async def answer(
         self, context: RequestContext[R], backend: Backend, metrics: BackendMetrics
@@ -77,7 +79,7 @@ class Generation(Surface[R]):
     async def _stream(
         self, context: RequestContext[R], backend: Backend, writer: Writer, metrics: BackendMetrics
     ) -> Done:
-        """Writes the events of the answer, and returns the last event."""
+        """Writes the backend's events to the client, and returns the last event."""
         conn = context.conn
         stream = await backend.generate(await self._asked(context, writer.template))
         clock = time.monotonic
@@ -118,8 +120,8 @@ class Generation(Surface[R]):
         raise Unavailable("backend ended stream without terminal frame")
 
     async def _asked(self, context: RequestContext[R], template: FrameTemplate | None) -> GenerateRequest:
-        """Returns the request to the backend. The request is converted once, and a retry sends the converted
-        request again."""
+        """Returns the request to the backend. The first call converts the client's request. A retry gets the
+        same converted request."""
         if context.engine_request is None:
             asked = context.request, template, context.scope
             if context.large:
@@ -134,8 +136,8 @@ HEAD_CHARS = 4096
 
 
 def head_of(session: str | None, texts: Iterable[str]) -> Hashable:
-    """Returns a key that is the same for all turns of a conversation: its session name, or else its first two
-    messages."""
+    """Returns a key that is the same for all turns of a conversation: the name ``session``, or without a name
+    the beginnings of the first two ``texts``."""
     return session or tuple(text[:HEAD_CHARS] for text in itertools.islice(texts, 2))
 
 
@@ -170,7 +172,8 @@ def _count(done: Done, metrics: BackendMetrics) -> None:
 
 
 def _timings(context: RequestContext[R], done: Done) -> dict[str, float] | None:
-    """Returns the timings for the client, in milliseconds, or ``None`` if the backend measures none."""
+    """Returns the timings to send to the client, or ``None`` if the backend measures no times. Times are in
+    milliseconds."""
     if done.timings is None:
         return None
     times = {name: round(value, 3) for name, value in asdict(done.timings).items()}
@@ -184,8 +187,8 @@ def generate_request(
     scope: str,
     **own: Any,
 ) -> GenerateRequest:
-    """Converts a valid request into a request to a backend. ``own`` has the fields that differ between the
-    wires."""
+    """Converts a valid request into a backend request. ``own`` has the fields that v1 and v2 set
+    differently."""
     return GenerateRequest(
         messages=tuple(messages),
         max_tokens=request.max_tokens,

@@ -1,4 +1,4 @@
-"""The v1 surface: text in, text out."""
+"""The v1 surface: requests and answers are text."""
 
 from __future__ import annotations
 

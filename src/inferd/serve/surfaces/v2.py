@@ -1,4 +1,5 @@
-"""The v2 surface: requests and answers of typed blocks, sent as lines or as frames."""
+"""The v2 surface: requests and answers consist of typed blocks. A client sends them as lines or as
+length-prefixed frames."""
 
 from __future__ import annotations
 
@@ -102,11 +103,10 @@ class FramedSurface(_Blocks):
 
 
 def conversation(request: v2.Request) -> list[Message]:
-    """Converts the messages of a valid request for the engine. Each attachment is put in the place of its
-    reference.
+    """Converts the messages of a valid request for a backend. Replaces each block that names an attachment by
+    the content of the attachment.
 
-    The bytes of text attachments are freed here, since freeing them later would block the event loop for
-    milliseconds.
+    Frees the bytes of text attachments, since freeing them later would block the event loop for milliseconds.
     """
     media = {attachment.id: attachment for attachment in request.attachments or ()}
     messages: list[Message] = []
@@ -131,8 +131,8 @@ def _of_assistant(message: v2.Message, media: Attachments) -> list[Message]:
 
 
 def _of_user(message: v2.Message, media: Attachments) -> Iterator[Message]:
-    """Converts a user message. Each tool result becomes a message of its own. The blocks between two results
-    become one message."""
+    """Converts a user message. Each tool result becomes a separate message. The blocks between two tool
+    results become one message."""
     around: list[v2.Block] = []
     for block in message.content:
         if isinstance(block, v2.ToolResult):
@@ -160,7 +160,8 @@ def _flat(blocks: Iterable[v2.Block]) -> Iterator[v2.Block]:
 
 
 def _content(blocks: Iterable[v2.Block], media: Attachments) -> str | tuple[str | Media, ...]:
-    """Joins consecutive texts with newlines. If there is only text, returns a plain string."""
+    """Converts ``blocks`` to the content of a backend's message: texts and media in order. Joins consecutive
+    texts with newlines. Returns a plain string if no block is an image or audio."""
     parts: list[str | Media] = []
     for block in _flat(blocks):
         part = _part(block, media)
@@ -197,8 +198,8 @@ def _part(block: v2.Block, media: Attachments) -> str | Media | None:
 
 
 class BlockWriter:
-    """Encodes an answer as frames of blocks. If the client wants no deltas, each block is one frame, which is
-    sent when the next block begins or the answer ends."""
+    """Encodes an answer as v2 frames. If the client wants no stream, each block of the answer becomes one
+    frame. This frame is sent when the next block begins or the answer ends."""
 
     def __init__(self, request: v2.Request) -> None:
         self._id = request.id
@@ -243,7 +244,7 @@ class BlockWriter:
         )
 
     def _rest(self, done: Done) -> bytes:
-        """Encodes the text and the token probabilities that no frame has carried yet."""
+        """Encodes the text and the token probabilities that are not yet in a frame."""
         content = done.content if done.content and self.template is None else b""
         if done.logprobs:
             frame = self._with_logprobs

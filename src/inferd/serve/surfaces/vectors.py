@@ -21,7 +21,8 @@ _ENCODE_ASIDE_BYTES = 256 * 1024
 
 
 class UnarySurface(Surface[R], Generic[R, A]):
-    """A surface whose answer is one frame. A request that is ended early gets an error frame instead."""
+    """A surface whose answer is one frame. If a request is ended early, for example at its deadline, the
+    answer is an error frame."""
 
     @abstractmethod
     async def call(self, request: R, backend: Backend) -> A: ...
@@ -31,7 +32,7 @@ class UnarySurface(Surface[R], Generic[R, A]):
 
     @abstractmethod
     def size(self, answer: A) -> int:
-        """Returns the approximate number of bytes to encode."""
+        """Returns the approximate size in bytes of the numbers in ``answer``."""
 
     async def answer(
         self, context: RequestContext[R], backend: Backend, metrics: BackendMetrics
@@ -56,7 +57,8 @@ class UnarySurface(Surface[R], Generic[R, A]):
 
 
 def _heard(call: asyncio.Task[A]) -> None:
-    """Avoids "exception was never retrieved" when the client has gone."""
+    """Retrieves the exception of ``call``, so that asyncio does not report it as never retrieved after the
+    client has gone."""
     if not call.cancelled():
         call.exception()
 
