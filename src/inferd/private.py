@@ -1,7 +1,8 @@
 """Files and directories that only their owner can write.
 
-The standard library creates missing parent directories with the default mode. inferd creates each of them
-with mode 0700, so that no other user can add a file there. Existing directories are not changed.
+The standard library creates missing parent directories with the default mode. inferd creates each missing
+directory with mode 0700, so that no other user can add a file to the directory. Existing directories are not
+changed.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ def make_private_dirs(path: Path) -> None:
 
 
 def written_by_others(path: Path, fd: int) -> str | None:
-    """Returns a text that says how another user can change or replace the file ``path``, which is open as
+    """Returns a sentence that says how another user can change or replace the file ``path``, which is open as
     ``fd``. Returns ``None`` if no other user can.
 
-    Root and this user are trusted. A directory with the sticky bit is trusted, too, since only the owner of a
-    file can replace the file there. Raises OSError.
+    Root and this user are trusted. Other users may write to a directory with the sticky bit, since they
+    cannot replace a file of this user in such a directory. Raises OSError.
     """
     where = path.absolute()
     parents = {*where.parents, *where.resolve().parents}
@@ -47,7 +48,8 @@ def _others_write(found: os.stat_result) -> bool:
 
 
 def _is_own_group(gid: int) -> bool:
-    """Whether the group belongs to this user alone. Many systems give each user a group of the same name."""
+    """Whether this user is the only member of the group. On many systems each user has a group of the same
+    name."""
     import grp
     import pwd
 

@@ -1,4 +1,4 @@
-"""The type of the callback that reports the loading of a model."""
+"""The type of the callback that reports the progress of loading a model."""
 
 from __future__ import annotations
 

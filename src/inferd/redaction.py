@@ -1,7 +1,7 @@
 """Redacts secrets in log records. A secret is recognised by its form or by the name of its field.
 
-A secret of a known form is replaced by a marker that names its kind. A secret of another form is not
-recognised, so callers must not log prompts, answers or keys in the first place.
+A marker, which names the kind of the secret, replaces each recognised secret. Other secrets stay in the text,
+so callers must not log prompts, answers or keys in the first place.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from functools import cache, lru_cache
 
-# In each pattern an unbounded repetition comes last and is not nested, so a match never backtracks and the
-# pass is linear in the length of the text.
+# In each pattern the unbounded repetition comes last and is not nested, so a match never backtracks, and the
+# time is linear in the length of the text.
 
 _START = r"(?:(?<![A-Za-z0-9])|(?<=%[0-9A-Fa-f]{2}))"  # no letter before it, or a percent-encoded character
 _SEPARATOR = r"(?:\\{0,3}[\"'])?[ \t]{0,4}[:=][ \t]{0,4}"
@@ -22,7 +22,7 @@ def _pattern(text: str) -> re.Pattern[str]:
     return re.compile(text, re.IGNORECASE | re.DOTALL)
 
 
-@cache  # compiled for the first text that needs them: it takes 5 ms
+@cache  # compiled when a text first needs the patterns, since compiling takes 5 ms
 def _redactions() -> tuple[tuple[re.Pattern[str], str], ...]:
     return (
         (
@@ -56,15 +56,15 @@ SHORTEST_SECRET = 11
 
 @lru_cache(maxsize=1024)  # field names come from the code, not from clients
 def marker_of_name(name: str) -> str | None:
-    """Returns the marker to log instead of the value of a field ``name``. Returns ``None`` if the name does
-    not suggest a secret."""
+    """Returns the marker to log instead of the value of the field ``name``. Returns ``None`` if the name does
+    not suggest that the value is secret."""
     if re.search(rf"{_SENSITIVE}\Z", name, re.IGNORECASE):
         return "[REDACTED:secret-kv]"
     return "[REDACTED:auth-header]" if re.search(r"authorization\Z", name, re.IGNORECASE) else None
 
 
 def redact(text: str) -> str:
-    """Returns ``text`` with every secret of a known form replaced by a marker."""
+    """Returns ``text`` with a marker in place of every secret that has a known form."""
     if len(text) < SHORTEST_SECRET and ":" not in text and "=" not in text:
         return text
     for pattern, marker in _redactions():

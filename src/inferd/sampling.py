@@ -1,4 +1,4 @@
-"""The sampling parameters, as one object from the wire to the token loop."""
+"""The sampling parameters of a request, in the form that the whole daemon uses."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
     """The sampling settings of one request, already validated.
 
     ``None`` means that the client did not set the value, and the backend's default applies. A ``temperature``
-    of 0 is greedy sampling. A sampling step is off if its ``top_k`` is 0, its ``min_p`` 0, its
-    ``repeat_penalty`` 1, or another penalty 0. With a ``seed``, the same request gets the same answer again.
+    of 0 means greedy sampling. A ``top_k`` of 0, a ``min_p`` of 0, a ``repeat_penalty`` of 1, a
+    ``presence_penalty`` of 0 or a ``frequency_penalty`` of 0 turns its sampling step off. With the same
+    ``seed``, the same request gets the same answer.
     """
 
     temperature: float | None = None
@@ -24,7 +25,7 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
     seed: int | None = None
 
     def over(self, defaults: SamplingParams) -> SamplingParams:
-        """Returns these settings, with each ``None`` replaced by the value of ``defaults``."""
+        """Returns these settings with the value from ``defaults`` in place of each ``None``."""
         missing = {name: getattr(defaults, name) for name in NAMES if getattr(self, name) is None}
         return replace(self, **missing) if missing else self
 

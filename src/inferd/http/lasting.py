@@ -1,12 +1,13 @@
-"""A connection to the daemon that stays registered with the bridge's event loop.
+"""A connection to the daemon that stays registered with the HTTP bridge's event loop.
 
-:class:`AsyncConnection` registers its socket for each read, because a client may use several event loops.
-Registering takes about ten system calls for each request. The bridge has only one loop, so its connections
-stay registered.
+:class:`AsyncConnection` registers its socket for each read, because a program may have several event loops.
+Registering takes about ten system calls for each request. The HTTP bridge has only one event loop, so a
+:class:`LastingConnection` stays registered.
 
-The socket is read only while a task waits for it. If something arrives at another time, the socket is no
-longer watched until the next wait. So if an HTTP client does not read, the daemon is slowed down. And the
-bridge notices without a system call that the daemon has closed an idle connection.
+The socket is read only while a task waits for data. If data or the end of the stream arrives at another time,
+the socket is unregistered until the next wait. So if an HTTP client reads slowly, the bridge's socket fills
+up and the daemon slows down, too. And while an idle connection stays registered, the bridge knows without a
+system call that the daemon has not closed the connection.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from inferd.client.protocol import READ_BYTES, Bytes, Incoming
 
 
 class LastingConnection(AsyncConnection):
-    """A connected socket for one event loop, without a timeout."""
+    """A connected socket of one event loop. Sending and receiving have no timeout."""
 
     def __init__(self, connected: socket.socket, incoming: Incoming, timeout: float | None) -> None:
         super().__init__(connected, incoming, timeout)

@@ -1,7 +1,7 @@
-"""Asks the kernel for the user of a loopback peer, by the addresses of the connection.
+"""Asks the kernel which user is at the other end of a loopback TCP connection.
 
-Only Linux supports this (``sock_diag``). On other systems, and for a peer in another network namespace, the
-result is ``None``.
+Only Linux supports this query (``sock_diag``). On other systems, and for a peer in another network namespace,
+the result is ``None``.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ Place = tuple[str, int]
 
 
 class Peer:
-    """The user of one connection. The user is looked up only once, because the owner of a socket does not
+    """The user of one connection. The kernel is asked only once, because the owner of a socket does not
     change."""
 
     def __init__(self) -> None:
         self._known: tuple[int | None] | None = None
 
     def uid(self, client: Place, server: Place) -> int | None:
-        """Returns the result of :func:`uid_of`, which is called only the first time."""
+        """Returns the result of :func:`uid_of` for the connection. Only the first call asks the kernel."""
         if self._known is None:
             self._known = (uid_of(client, server),)
         return self._known[0]

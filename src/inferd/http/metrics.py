@@ -1,5 +1,5 @@
-"""The Prometheus metrics of the bridge. The labels are the path, the client family and the status. Text that
-a client sent is never a label."""
+"""The Prometheus metrics of the HTTP bridge. The labels are the path, the client family, the status, whether
+the answer was streamed, and the kind of tokens. Text from a client is never a label."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
-# A user agent is the client's own text, so only known families become labels.
+# A client chooses the text of its user agent, so only known families become labels.
 _FAMILIES = (
     ("openai-python", r"openai/python|asyncopenai"),
     ("openai-node", r"openai/js"),
@@ -38,7 +38,7 @@ _PATTERNS = tuple((name, re.compile(pattern, re.IGNORECASE)) for name, pattern i
 
 @lru_cache(maxsize=256)
 def family_of(agent: str) -> str:
-    """Returns the family of a client, from its User-Agent header."""
+    """Returns the client family, such as ``openai-python``, for a User-Agent header."""
     for name, pattern in _PATTERNS:
         if pattern.search(agent):
             return name

@@ -1,9 +1,9 @@
 """Resolves the model names in requests.
 
-A request may name a model by its own name, by that name with ``:latest``, or by an alias of the configuration
-(``claude-*`` = NAME). The name ``default`` means the daemon's first capable backend. The name of a backend,
-its aliases and the name of its pool are accepted, too. So are the names of the models in the daemon's store,
-which are loaded on request.
+A request may name a model by its own name, by this name with ``:latest``, or by an alias of the configuration
+(``claude-*`` = NAME). The name ``default`` means the daemon's first backend that supports the request. A
+request may also contain the name of a backend, an alias of a backend, the name of a pool, or the name of a
+model in the daemon's store. The daemon loads a model of the store when a request names it.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ class Model:
     """A model that requests can name. A value that the daemon does not know is 0 or empty.
 
     ``n_ctx`` is the context size in tokens, ``size`` the size of the file in bytes, and ``width`` the length
-    of an embedding. ``wire_name`` is the name that is sent to the daemon, for a pool the name of the pool.
-    With an empty ``wire_name``, the daemon chooses the first capable backend. ``on_demand`` is true if a
-    request loaded the model. While the model is being loaded, ``load`` is the finished share of the current
-    step, and otherwise ``None``.
+    of an embedding. ``wire_name`` is the name in the bridge's requests to the daemon. For the models of a
+    pool, ``wire_name`` is the name of the pool. If ``wire_name`` is empty, the daemon chooses its first
+    backend that supports the request. ``on_demand`` is true if a request loaded the model. While the model is
+    being loaded, ``load`` is the finished share of the current step, from 0 to 1. Otherwise ``load`` is
+    ``None``.
     """
 
     name: str
@@ -53,7 +54,7 @@ class Model:
 
     @property
     def state(self) -> str:
-        """The state: ``loaded``, ``loading`` or ``stored``."""
+        """``loaded``, ``loading``, or ``stored`` (not loaded)."""
         return "loaded" if self.loaded else "stored" if self.load is None else "loading"
 
     @property
@@ -65,7 +66,7 @@ class Model:
 
 
 class Models:
-    """The models that the daemon serves now. ``aliases`` maps patterns of names to models."""
+    """The models that the daemon serves now. ``aliases`` maps patterns of model names to model names."""
 
     def __init__(self, aliases: Mapping[str, str]) -> None:
         self._aliases = dict(aliases)
@@ -80,7 +81,8 @@ class Models:
         self.ready = False
 
     def update(self, frames: Sequence[Mapping[str, Any]]) -> None:
-        """Replaces the backends with those in the daemon's capability frames, in their order."""
+        """Replaces the backends with the backends that ``frames``, the daemon's ``capabilities`` frames,
+        describe. The order of the frames is the order of the backends."""
         self._served = {}
         self._further = []
         self._names = []
@@ -126,7 +128,7 @@ class Models:
         self._entries = {alias: str(row["name"]) for row in rows for alias in row.get("aliases", ())}
 
     def tell(self, name: str, state: str, details: Mapping[str, Any]) -> None:
-        """Records an event of the daemon about the load of a model."""
+        """Records an event with the progress or the end of loading a model."""
         if state == "loading":
             share = details.get("progress")
             self._loads[name] = float(share) if isinstance(share, float | int) else 0.0
@@ -141,7 +143,7 @@ class Models:
         return list(models.values())
 
     def _with_file(self, model: Model) -> Model:
-        """Adds the metadata of the model's file, if it is in the store, and the state of its load."""
+        """Adds the metadata of the model's file and the progress of loading, if the file is in the store."""
         row = self._files.get(model.name)
         if row is None:
             return model
@@ -157,9 +159,9 @@ class Models:
         )
 
     def find(self, name: str, task: Task | None = None) -> Model:
-        """Returns the model that ``name`` means. If ``task`` is given, the model must support it.
+        """Returns the model that ``name`` means. With ``task``, returns only a model that supports this task.
 
-        Raises UnknownModel, and HttpFailure while the daemon is not ready.
+        Raises UnknownModel if no model matches, and HttpFailure while the daemon is not ready.
         """
         if not self.ready:
             raise HttpFailure("unavailable", "the daemon is not ready; its models are being loaded")

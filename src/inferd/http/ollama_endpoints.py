@@ -26,7 +26,8 @@ MODIFIED_AT = "1970-01-01T00:00:00Z"
 _PULLED: dict[str, object] = {"status": "success"}
 
 _CUTS = 8
-"""Attempts to shorten a text. Each keeps as much as fits by the ratio of characters to tokens so far."""
+"""Attempts to shorten a text. Each attempt estimates what fits from the characters per token of the last
+attempt."""
 
 
 async def _hello(call: Call) -> None:
@@ -55,7 +56,8 @@ async def _answer(call: Call, read: Any) -> None:
 
 
 async def _load_or_unload(call: Call, generation: Generation, wish: str) -> None:
-    """Serves an empty request, which loads the model, or unloads the model once no request uses it."""
+    """Serves a request without messages or prompt. Loads the model, or unloads the model once no request uses
+    it."""
     model = await call.model(generation.model, "v2")
     if wish == "unload":
         await call.bridge.upstream.refresh_models()
@@ -79,7 +81,7 @@ def _details(model: Model) -> dict[str, Any]:
 
 
 def _parameter_size(count: int) -> str:
-    """Formats a number of parameters as Ollama does, such as 134.52M or 7.62B."""
+    """Formats the number of parameters of a model as Ollama does, such as 134.52M or 7.62B."""
     if not count:
         return ""
     unit, name = (1e9, "B") if count >= 1e9 else (1e6, "M")
@@ -150,8 +152,11 @@ async def _pull(call: Call) -> None:
 
 
 async def _download(call: Call, name: str, streams: bool) -> None:
-    """Downloads a model, and answers with the steps of the download. A failure before the first step sets the
-    HTTP status."""
+    """Downloads a model, and answers with the steps of the download.
+
+    If the download fails before its first step, the answer has the HTTP status of the error. After the first
+    step, the last line of the answer describes the error.
+    """
     exchange, digest = call.exchange, ""
     try:
         async for frame in call.bridge.upstream.pull(name):
@@ -177,12 +182,13 @@ async def _write_line(call: Call, line: Mapping[str, object], *, last: bool) -> 
 
 
 def _digest_of(frame: Frame) -> str:
-    """Returns the digest of a file, which is the name of the file's directory in the store."""
+    """Returns the SHA-256 digest of the model file in ``frame``, or an empty string. In the store, the
+    directory of a file has the name of the file's digest."""
     return PurePath(str(frame["path"])).parent.name if frame.get("phase") == "checking_local" else ""
 
 
 def _step(frame: Frame, digest: str) -> dict[str, object]:
-    """Returns a step of a download in Ollama's form."""
+    """Returns the line of Ollama's API for a step of a download."""
     if frame["status"] == "pulled":
         return _PULLED
     if frame["phase"] == "download":
@@ -237,8 +243,8 @@ async def _embeddings(call: Call) -> None:
 async def _embedded(
     call: Call, fields: Fields, texts: list[str], dimensions: int | None, cut: bool
 ) -> tuple[Embeddings, list[int]]:
-    """Embeds the texts. With ``cut``, shortens the texts that are too long. Returns the vectors and the
-    indices of the shortened texts."""
+    """Embeds the texts. If ``cut`` is true, shortens each text that is too long. Returns the embeddings and
+    the indices of the shortened texts."""
     model = await call.model(ollama.model_of(fields), "embed")
     call.exchange.model = model.name
 

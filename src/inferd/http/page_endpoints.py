@@ -1,9 +1,9 @@
-"""Serves the page at `/`: its files, and the state of the daemon that it shows.
+"""Serves the web page at `/`: the page's files, and the state of the daemon that the page shows.
 
 The files contain no secrets and need no key. At `/`, a browser gets the page. Ollama's clients, which request
-`/` without accepting HTML, get Ollama's greeting. The page's security policy lets it load
-scripts, styles, images and data only from this server, show images in ``data:`` URLs, and never convert text
-to HTML.
+`/` without accepting HTML, get Ollama's greeting. The page's security policy lets the page load scripts,
+styles, images and data only from this server, and show images in ``data:`` URLs. The policy forbids the page
+to convert text to HTML.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ async def _send(call: Call, name: str) -> None:
 
 
 def told(status: Status, *, names: bool) -> dict[str, Any]:
-    """Returns the daemon's state for the page. With ``names`` it includes the callers, which not every key
-    may see."""
+    """Returns the daemon's state for the page. If ``names`` is true, the state contains the callers of the
+    requests. Not every API key may see the callers."""
 
     def row(request: Mapping[str, Any]) -> dict[str, Any]:
         shown = {name: request[name] for name in _ROW}

@@ -1,9 +1,9 @@
 """uvicorn's HTTP/1.1 connection, with limits for the request head, the idle time and the number of
 connections.
 
-The head of a request may take 30 seconds and have 64 KiB. Between two requests a client may be idle for
-``timeout_keep_alive`` seconds. If a client closes its connection, or only its sending side, all requests on
-the connection end, including pipelined ones.
+The request head, the request line with all headers, may take 30 seconds to arrive and have 64 KiB. Between
+two requests a client may be idle for ``timeout_keep_alive`` seconds. If a client closes its connection, or
+only its sending side, all requests on the connection end, including pipelined requests.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class Protocol(HttpToolsProtocol):
         if len(self.connections) > self.max_connections:
             transport.close()
             return
-        # uvicorn arms this timer only after a response; a client that sends nothing must be dropped, too.
+        # uvicorn arms this timer only after a response, but a client that never sends a request must be
+        # disconnected, too.
         self.timeout_keep_alive_task = self.loop.call_later(
             self.timeout_keep_alive, self.timeout_keep_alive_handler
         )
@@ -46,7 +47,7 @@ class Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_head()
         self._unset_keepalive_if_required()
-        # uvicorn wakes only its newest cycle. The running and the pipelined ones must end, too.
+        # uvicorn wakes only the newest request. The running and the pipelined requests must end, too.
         for cycle in (self._running, *(waiting for waiting, _ in self.pipeline)):
             if cycle is not None and not cycle.response_complete:
                 cycle.disconnected = True
@@ -56,7 +57,7 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self._in_head:  # most heads are whole by now, and need no alarm
+        if self._in_head:  # a head that came in one piece needs no alarm
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self.transport.close()

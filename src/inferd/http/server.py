@@ -1,8 +1,9 @@
-"""The process of the bridge. The process runs uvicorn on a socket that is already bound. inferd's own
+"""The process of the HTTP bridge. The process runs uvicorn on a socket that is already bound. inferd's own
 classes replace uvicorn's handling of connections and signals.
 
 The daemon runs ``python -m inferd.http``, and writes a :class:`Setup` as one line of JSON to the standard
-input of the process. When that input ends, the daemon has ended, and the bridge stops.
+input of this process. The daemon keeps the pipe open. The end of the input shows that the daemon has ended,
+and the bridge stops.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ SWITCH_SECS = 0.0005
 
 
 class Setup(msgspec.Struct, kw_only=True):
-    """The settings of a bridge process. ``fd`` is the listening socket. ``addresses`` are those of the
-    daemon's surfaces."""
+    """The settings of an HTTP bridge process. ``fd`` is the listening socket. ``addresses`` maps the names of
+    the daemon's surfaces, such as ``v2`` or ``admin``, to their socket addresses."""
 
     fd: int
     version: str
@@ -61,12 +62,12 @@ class Setup(msgspec.Struct, kw_only=True):
 
 
 def setup(values: Mapping[str, object]) -> Setup:
-    """Converts plain values to a :class:`Setup`."""
+    """Converts ``values``, which have the types of JSON, to a :class:`Setup`."""
     return msgspec.convert(values, Setup)
 
 
 def main() -> int:
-    """Runs the bridge of a daemon until it is stopped. Returns 0."""
+    """Runs the HTTP bridge of a daemon until a signal arrives or the daemon ends. Returns 0."""
     given = msgspec.json.decode(sys.stdin.buffer.readline(), type=Setup)
     if given.version != __version__:
         raise ConfigError(
@@ -76,7 +77,7 @@ def main() -> int:
 
 
 def run(setup: Setup, *, supervised: bool = False) -> int:
-    """Serves until a signal. If ``supervised``, serves only until standard input ends. Raises ConfigError."""
+    """Serves until a signal arrives or, if ``supervised``, standard input ends. Raises ConfigError."""
     keys = Keys(Path(setup.key_file) if setup.key_file else None, setup.single_key)
     bridge = Bridge(
         Options(
@@ -93,8 +94,8 @@ def run(setup: Setup, *, supervised: bool = False) -> int:
     _check_certificate(setup)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     activity = log.setup(setup.log_level, Path(setup.log_dir) if setup.log_dir else None)
-    gc.freeze()  # a collection need not look at what stays
-    # The log's threads format records while requests run. By default one may keep the interpreter for 5 ms.
+    gc.freeze()  # these objects stay, so the garbage collector need not scan them
+    # The log's threads format records while requests run. By default a thread may hold the GIL for 5 ms.
     sys.setswitchinterval(SWITCH_SECS)
     try:
         uvloop.run(_serve(setup, bridge, supervised))
@@ -137,8 +138,8 @@ def _end_of_daemon(loop: asyncio.AbstractEventLoop, server: _Server) -> None:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, changed so that it exits normally on a signal, and wakes only once a second when
-    idle."""
+    """uvicorn's server with two changes: it exits normally after a signal, and an idle server wakes only once
+    a second."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -154,7 +155,7 @@ class _Server(uvicorn.Server):
         self._ended.set()
 
     async def main_loop(self) -> None:
-        # uvicorn's own loop polls ten times a second for its end. The tick keeps the Date header right.
+        # uvicorn's own loop checks should_exit ten times a second. The tick updates the Date header.
         while not await self.on_tick(0):
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._ended.wait(), TICK_SECS)

@@ -1,10 +1,10 @@
-"""The two formats of a streamed answer: server-sent events, and lines of JSON (NDJSON).
+"""The two formats of a streamed answer: server-sent events (SSE), and lines of JSON (NDJSON).
 
-Each event is one ``bytes`` object and is written at once. SSE parsers skip comments, so comments can keep
+Each event is one ``bytes`` object and is written at once. SSE parsers skip comments. So comments can keep
 proxies and clients from timing out during a long prompt.
 
-U+0085, U+2028 and U+2029 are escaped. JSON does not require that, but some clients, such as those that use
-``iter_lines`` of httpx, split a stream into lines at these characters.
+JSON may contain U+0085, U+2028 and U+2029, but some clients, such as users of httpx's ``iter_lines``, split a
+stream into lines at these characters. So the characters are escaped.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _LINE_ENDS = re.compile(rb"\xc2\x85|\xe2\x80[\xa8\xa9]")
 
 
 def comment(text: str) -> bytes:
-    """Encodes a comment, which SSE parsers skip. ``text`` must be one line."""
+    """Encodes an SSE comment, which parsers skip. ``text`` must be one line."""
     return f": {text}\n\n".encode()
 
 
 def sse(data: Any, event: str | None = None) -> bytes:
-    """Encodes one server-sent event with a JSON value."""
+    """Encodes one server-sent event, whose data is ``data`` as JSON."""
     name = b"" if event is None else b"event: " + event.encode() + b"\n"
     return name + b"data: " + _on_one_line(orjson.dumps(data)) + b"\n\n"
 

@@ -1,9 +1,9 @@
-"""The bridge as a client of the daemon. This module sends requests over shared connections, and follows the
-state of the models.
+"""The HTTP bridge as a client of the daemon. This module sends requests over shared connections, and follows
+the state of the models.
 
-The bridge is an ordinary client. Each request names the HTTP client on whose behalf it is sent
-(``on_behalf_of``). The daemon believes this only with the token that it gave to the bridge that it started.
-Without the token, every request counts as one of the bridge's own user.
+A bridge that the daemon started has a token from the daemon. With this token, each request names the HTTP
+client for which the bridge sends the request (``on_behalf_of``), and the daemon believes the name. Without
+the token, the daemon counts every request as a request of the user that runs the bridge.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ _log = log.get("http")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asker:
-    """The caller of a request, ``uid:N`` or ``key:NAME``, and the request's priority, deadline and LoRA
-    adapter."""
+    """The sender of an HTTP request, and the options of the request outside its body. ``caller`` is ``uid:N``
+    or ``key:NAME``."""
 
     caller: str
     priority: str | None = None
@@ -55,13 +55,13 @@ class Asker:
 
     @property
     def is_own_user(self) -> bool:
-        """Whether the caller is the bridge's own user or root."""
+        """Whether the caller is root or the user that runs the bridge."""
         return self.caller in (f"uid:{os.getuid()}", "uid:0")
 
 
 class Upstream:
-    """The client of the daemon. ``addresses`` are those of the daemon's surfaces. ``token`` is set if the
-    daemon started the bridge."""
+    """The HTTP bridge's client of the daemon. ``addresses`` maps the names of the daemon's surfaces to their
+    socket addresses. ``token`` is empty unless the daemon started the bridge."""
 
     def __init__(
         self,
@@ -84,8 +84,11 @@ class Upstream:
     def generate(
         self, generation: Generation, model: Model, asker: Asker, on_load: OnProgress | None = None
     ) -> Reply:
-        """Creates a request for an answer. The request is sent when the reply is entered or first read.
-        ``on_load`` is called with each step while the request waits in the queue or for its model to load."""
+        """Returns the reply to a request for generated text. The request is sent when the caller enters the
+        reply as a context manager, or reads its first event.
+
+        While the request waits in the queue or for its model to load, ``on_load`` is called with each step.
+        """
         options = {**generation.options, **self._common(asker, model, generation.keep_alive)}
         # Without a limit in the request, the answer may use the whole context.
         most = generation.max_tokens if generation.max_tokens is not None else model.n_ctx or None
@@ -126,7 +129,7 @@ class Upstream:
         options: dict[str, Any] = {}
         if model.wire_name:
             options["model"] = model.wire_name
-        # Without a token the daemon would let every client unload and pin models with this user's rights.
+        # Without a token, every HTTP client could unload and pin models with the rights of the bridge's user.
         if keep_alive is not None and (self._token or asker.is_own_user):
             options["keep_alive"] = keep_alive
         if asker.priority is not None:
@@ -141,7 +144,7 @@ class Upstream:
         return f"http-{next(self._numbers)}"
 
     def _channel(self, surface: Surface, model: Model, generation: Generation | None = None) -> Channel:
-        """Returns the connections to use for a request to ``model``."""
+        """Returns the shared connections to the surface ``surface``."""
         channel = self._channels.get(surface)
         if channel is None:
             where = endpoint(self._addresses.of(surface), surface)
@@ -160,7 +163,7 @@ class Upstream:
     async def refresh_models(self) -> None:
         """Updates the list of stored models.
 
-        If the daemon does not answer in time, the list stays unchanged.
+        If the daemon does not answer in time, or answers with an error, the list stays unchanged.
         """
         with contextlib.suppress(InferdError):
             async with AsyncAdminClient(self._addresses.of("admin"), timeout=LISTING_SECS) as admin:
@@ -189,7 +192,7 @@ class Upstream:
             return state
 
     async def aclose(self) -> None:
-        """Stops following the daemon, and closes the idle connections. Running requests continue."""
+        """Stops following the daemon's state, and closes the idle connections. Running requests continue."""
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.wait([self._watch])

@@ -2,15 +2,15 @@
 
 The contract of this module:
 
-* A call never blocks and never raises: it puts a record on a queue. A separate thread redacts, serialises and
-  writes the record. A call below the log level costs only one comparison. Before :func:`setup`, every call is
-  below the level.
+* Logging an event never blocks and never raises: the call puts a record on a queue. A separate thread
+  redacts, serialises and writes the record. For an event below the log level, a call only compares two
+  numbers. Before :func:`setup`, no event is logged.
 * Every value is redacted before it is written to the file or to stderr. Callers must not log prompts or
   answers.
-* Writing to the file never waits for stderr. If the reader of stderr stalls, events are dropped from stderr,
-  and their number is reported in both places.
-* If the file cannot be written, stderr says so once. Until the file can be written again, the events go only
-  to stderr.
+* Writing to the file never waits for stderr. If the reader of stderr stalls, events are dropped from stderr.
+  The file and stderr then report the number of the dropped events.
+* If the file cannot be written, one line on stderr reports the failure. Until the file can be written again,
+  the events go only to stderr.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from inferd.log.text import BACKGROUND_NAME, TextSink
 from inferd.redaction import SHORTEST_SECRET, marker_of_name, redact
 
 MAX_VALUE_CHARS = 8192  # a longer value is a mistake of the caller; the log must stay readable
-MAX_QUEUED = 16384  # a disk that stalls must not turn into memory
+MAX_QUEUED = 16384  # while the disk stalls, the queue must not grow without limit
 CLOSE_SECS = 2.0
 COUNT_EACH_SECS = 60.0
-# Each wake-up of the log thread costs the event loop the interpreter lock, so under load it writes many
-# records at a time. A killed daemon can lose this much of its log.
+# Each wake-up of the log thread takes the interpreter lock from the event loop, so under load the thread
+# writes many records at a time. A killed daemon can lose the records of this time.
 LINGER_SECS = 0.02
 
 TRACE, DEBUG, INFO, WARN, ERROR, OFF = range(6)
@@ -54,7 +54,7 @@ Record = tuple[float, int, str, str, Mapping[str, object]]  # Unix time, level, 
 
 
 def parse_level(text: str) -> int:
-    """Returns the number of the level with the name ``text``. ``0`` is another name for ``off``. Raises
+    """Returns the number of the level with the name ``text``. The name ``0`` means ``off``. Raises
     ConfigError for an unknown name."""
     level = LEVELS.get("off" if text.strip() == "0" else text.strip().lower())
     if level is None:
@@ -63,8 +63,8 @@ def parse_level(text: str) -> int:
 
 
 def _clean(value: object, name: str = "") -> Any:
-    """Returns a redacted copy of ``value`` that orjson can serialise. ``name`` is the key of the value in the
-    record."""
+    """Returns a redacted copy of ``value`` that orjson can serialise. ``name`` is the name of the field that
+    has this value."""
     if type(value) is str and len(value) < SHORTEST_SECRET and value.isalnum() and value.isascii():
         marker = marker_of_name(name)
         return value if marker is None else marker
@@ -89,7 +89,7 @@ def _clean(value: object, name: str = "") -> Any:
 
 @lru_cache(maxsize=1024)
 def _clean_name(msg: str) -> str:
-    """Returns the redacted name of an event. The names are in the code, so there are few enough to cache."""
+    """Returns the redacted name of an event. The code contains few names, so the results are cached."""
     cleaned: str = _clean(msg)
     return cleaned
 
@@ -103,7 +103,7 @@ class Log:
         self.component = component
 
     def error(self, msg: str, /, **fields: object) -> None:
-        """Logs a failure on which the operator has to act."""
+        """Logs a failure that needs an action of the operator."""
         if _active.level <= ERROR:
             _active.put((time.time(), ERROR, self.component, msg, fields))
 
@@ -124,33 +124,33 @@ class Log:
 
 
 def get(component: str) -> Log:
-    """Returns the log of a component, such as ``get("session")``. The log may be used at any time, but logs
-    nothing before :func:`setup`."""
+    """Returns the log of a component, such as ``get("session")``. Before :func:`setup`, the log ignores all
+    events."""
     return Log(component)
 
 
 def level() -> int:
-    """Returns the current level. Events below it are not written."""
+    """Returns the current log level. Events below this level are not written."""
     return _active.level
 
 
 def relay(level: int, component: str, msg: str, fields: Mapping[str, object]) -> None:
-    """Logs an event that happened in another process of this daemon."""
+    """Logs an event of another process of this daemon."""
     if _active.level <= level < OFF:
         _active.put((time.time(), level, component, msg, fields))
 
 
 def pass_on(level: int, take: Callable[[Record], None]) -> None:
-    """Makes this process call ``take`` with each event, in the thread that logs it, instead of writing it.
-    Another process then writes the event."""
+    """Makes this process pass each event to ``take`` instead of writing the event. ``take`` runs in the
+    thread that logs the event. Another process then writes the event."""
     global _active
     _active = _Passing(level, take)
 
 
 class ActivityLog:
-    """The running log. :meth:`close` writes the queued events and ends all logging.
+    """The log of this process. :meth:`close` writes the queued events and ends all logging.
 
-    ``text`` reports errors of ``file``. If ``shown``, it also shows the events.
+    ``text`` reports the errors of ``file``. If ``shown``, ``text`` also shows the events.
     """
 
     def __init__(
@@ -170,14 +170,14 @@ class ActivityLog:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Starts this log, and ends the use of the log that was active before."""
+        """Starts the log's thread, and makes this log the log of the process."""
         global _active
         self._thread = threading.Thread(target=self._write_all, name="log", daemon=True)
         self._thread.start()
         _active = self
 
     def put(self, record: Record) -> None:
-        """Queues a record. If ``MAX_QUEUED`` records wait already, drops and counts the new one."""
+        """Queues a record. If ``MAX_QUEUED`` records are waiting, drops and counts the new record."""
         if self._records.qsize() < MAX_QUEUED:
             self._records.put(record)
         else:
@@ -186,7 +186,8 @@ class ActivityLog:
     def close(self) -> None:
         """Writes the queued events and ends the log.
 
-        Waits at most ``CLOSE_SECS`` for a disk or a reader that is stuck. A second call does nothing.
+        If writing to the disk or to stderr blocks, waits at most ``CLOSE_SECS`` for each of them. A second
+        call does nothing.
         """
         global _active
         if self._thread is None:
@@ -221,7 +222,7 @@ class ActivityLog:
 
 
 class Count:
-    """Reports a growing number as events. Each event gives the growth since the event before."""
+    """Reports a growing number as events. Each event contains the increase since the last event."""
 
     def __init__(self, event: str) -> None:
         self._event = event
@@ -229,9 +230,8 @@ class Count:
         self._due = 0.0
 
     def entries(self, now: int, *, at_once: bool) -> list[dict[str, Any]]:
-        """Returns the event to log now, if there is one. Without ``at_once`` there is one event in
-        ``COUNT_EACH_SECS``. If the number has not grown, there is none.
-        """
+        """Returns the event to log now as a list. The list is empty if ``now`` equals the last reported
+        number or, without ``at_once``, if the last event is less than ``COUNT_EACH_SECS`` old."""
         if now == self._told or not (at_once or time.monotonic() >= self._due):
             return []
         count, self._told, self._due = now - self._told, now, time.monotonic() + COUNT_EACH_SECS
@@ -252,7 +252,7 @@ _active: ActivityLog = _SILENT
 
 
 def _entry(record: Record) -> dict[str, Any]:
-    from inferd import fastpath  # in the thread that writes: most commands have no log
+    from inferd import fastpath  # imported by the thread that writes: most commands have no log
 
     created, level, component, msg, fields = record
     entry: dict[str, Any] = {
@@ -270,19 +270,20 @@ def _entry(record: Record) -> dict[str, Any]:
 
 
 def _timestamp(seconds: float) -> str:
-    """Returns a time in UTC in the form of RFC 3339, with milliseconds."""
+    """Returns a Unix time as text, in UTC in the format of RFC 3339, with milliseconds."""
     whole = int(seconds)
     return f"{_whole_seconds(whole)}.{int((seconds - whole) * 1000):03d}Z"
 
 
-@lru_cache(maxsize=2)  # records come in order, and under load many in a second
+@lru_cache(maxsize=2)  # records are in order of time, and under load one second has many
 def _whole_seconds(seconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def setup(level: str, directory: Path | None, stderr: bool = True) -> ActivityLog:
-    """Starts logging the events of ``level`` and above: to inferd.ndjson in ``directory``, unless that is
-    ``None``, and to stderr, if ``stderr`` is true.
+    """Starts the log for events of ``level`` and above. The events are written to inferd.ndjson in
+    ``directory``, unless ``directory`` is ``None``. If ``stderr`` is true, the events are also written to
+    stderr.
 
     A process has one log at a time. Raises ConfigError for an unknown level.
     """

@@ -1,4 +1,5 @@
-"""Describes unexpected exceptions for the log: by class and location, never by message."""
+"""Describes unexpected exceptions for the log. A description contains the class and the location, but not the
+message."""
 
 from __future__ import annotations
 
@@ -7,8 +8,8 @@ from pathlib import Path
 
 
 def describe(error: BaseException) -> str:
-    """Returns the class of the error and the place where it was raised. The message is left out, since it may
-    quote a prompt."""
+    """Returns the class of the error and the place where it was raised. The message could quote a prompt, so
+    it is left out."""
     place = traceback.extract_tb(error.__traceback__)
     where = f" at {Path(place[-1].filename).name}:{place[-1].lineno}" if place else ""
     return f"{type(error).__name__}{where}"

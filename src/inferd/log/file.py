@@ -1,7 +1,7 @@
 """The file of the activity log: NDJSON with rotation.
 
-Only this user can read the file (mode 0600), and a symbolic link in its place is refused. Every new line is a
-whole JSON object, even after a crash during a write or a rotation.
+Only this user can read the file (mode 0600). If a symbolic link has the file's name, nothing is written.
+Every new line is a whole JSON object, even after a crash during a write or a rotation.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ KEPT_FILES = 3
 
 
 def _line(entry: Mapping[str, Any]) -> bytes:
-    """Encodes ``entry`` as a line. Control characters are escaped, since people show the file with ``tail``
-    and ``cat``."""
-    import orjson  # in the thread that writes: the start of a daemon does not wait for it
+    """Encodes ``entry`` as a line. Escapes control characters, since ``tail`` and ``cat`` would send them to
+    the terminal."""
+    import orjson  # imported by the thread that writes, so that the daemon's start need not wait
 
     line = orjson.dumps(entry)
     return (line if line.isascii() else json_escaped(line.decode()).encode()) + b"\n"
 
 
 class FileSink:
-    """Writes NDJSON and rotates the file. The inode and the size of the file are looked up before each write.
-    So the file may also be moved, deleted or filled by another process."""
+    """Writes NDJSON and rotates the file. Each write first looks up the inode and the size of the file, so
+    that another process may move, delete or fill the file."""
 
     def __init__(self, directory: Path, complain: Callable[[Mapping[str, Any]], None]) -> None:
         self._path = directory / FILE_NAME
@@ -81,8 +81,8 @@ class FileSink:
             raise
 
     def _ready(self) -> int:
-        """Opens the file unless the descriptor already refers to the file at the path. Returns the size of
-        the file."""
+        """Opens the file, unless the open descriptor still refers to the file at the path. Returns the size
+        of the file in bytes."""
         if self._fd >= 0:
             ours = os.fstat(self._fd)
             with suppress(FileNotFoundError):
@@ -98,7 +98,7 @@ class FileSink:
         if stat.S_IMODE(found.st_mode) & 0o077:
             os.fchmod(self._fd, 0o600)
         if found.st_size and os.pread(self._fd, 1, found.st_size - 1) != b"\n":
-            os.write(self._fd, b"\n")  # a crash cut the last line; ours must not be glued to it
+            os.write(self._fd, b"\n")  # a crash cut the last line; the next record must begin a new line
         return found.st_size
 
     def _rotate(self) -> None:

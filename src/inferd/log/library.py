@@ -1,8 +1,8 @@
-"""Redirects to the activity log the errors that asyncio, the interpreter and libraries report.
+"""Sends the errors of asyncio, the interpreter and libraries to the activity log.
 
-By default these errors are written to stderr without redaction, and may quote a prompt or a key. The log gets
-only the class of an error and the place where it was raised. Of a library's log message the activity log gets
-only the format string.
+By default Python writes these errors to stderr without redaction, and they may quote a prompt or a key. For
+an exception, the activity log gets only the class and the place where it was raised. For a log message of a
+library, the activity log gets only the format string.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class _Handler(logging.Handler):
         fields: dict[str, object] = {
             "logger": record.name,
             "where": f"{record.filename}:{record.lineno}",
-            # With arguments it is a format string; without arguments it may hold data.
+            # A message with arguments is a format string. A message without arguments may contain data.
             "template": record.msg if record.args and isinstance(record.msg, str) else None,
         }
         if record.exc_info is not None and record.exc_info[1] is not None:
@@ -41,7 +41,7 @@ _handler = _Handler(logging.WARNING)
 
 
 def capture(loop: asyncio.AbstractEventLoop) -> None:
-    """Starts to redirect the errors. Only one event loop can be redirected at a time."""
+    """Starts to redirect the errors of ``loop``, the interpreter and libraries."""
     loop.set_exception_handler(_of_asyncio)
     sys.unraisablehook = _unraisable
     threading.excepthook = _of_thread
@@ -49,7 +49,8 @@ def capture(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def release() -> None:
-    """Restores the default reporting."""
+    """Restores Python's reporting of the errors of the interpreter and libraries. The event loop keeps its
+    handler."""
     sys.unraisablehook = sys.__unraisablehook__
     threading.excepthook = threading.__excepthook__
     logging.getLogger().removeHandler(_handler)
@@ -58,7 +59,7 @@ def release() -> None:
 def _of_asyncio(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     error = context.get("exception")
     described = None if error is None else faults.describe(error)
-    # The message of asyncio is a fixed sentence; other context entries may show arguments.
+    # asyncio's message is a fixed sentence. The other values of the context may show arguments.
     _log.error("asyncio_error", reason=context.get("message"), error=described)
 
 

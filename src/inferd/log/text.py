@@ -1,7 +1,7 @@
 """The activity log as short text on stderr.
 
-A separate thread writes to stderr, so that a reader that stalls delays neither the daemon nor the log file.
-While the reader stalls, up to ``MAX_KEPT`` events are kept. Further events are dropped and counted, and their
+A separate thread writes to stderr, so that a stalled reader delays neither the daemon nor the log file. While
+the reader stalls, up to ``MAX_KEPT`` events are kept. Further events are dropped and counted, and their
 number is written when the reader reads again. Control characters in values are escaped, so that no value can
 control a terminal.
 """
@@ -47,14 +47,14 @@ class TextSink:
         self._background = background
         self._colour = stream.isatty() and "NO_COLOR" not in os.environ
         self._batches: queue.SimpleQueue[Sequence[Entry] | None] = queue.SimpleQueue()
-        self._taken = self._written = 0  # each is changed by one thread alone
+        self._taken = self._written = 0  # each of the two is changed by only one thread
         self._thread = threading.Thread(target=self._write_all, name="log-stderr", daemon=True)
         self._thread.start()
 
     def write(self, entries: Sequence[Entry]) -> None:
-        """Passes the events to the thread that writes.
+        """Passes the events to the thread that writes to stderr.
 
-        If more than ``MAX_KEPT`` events would wait, drops and counts the rest.
+        If more than ``MAX_KEPT`` events would wait for this thread, drops and counts the rest.
         """
         room = MAX_KEPT - (self._taken - self._written)
         kept = entries[:room]
@@ -65,14 +65,15 @@ class TextSink:
             self.start()
 
     def close(self) -> None:
-        """Ends the thread after the last event. Waits at most ``CLOSE_SECS`` for a reader that does
-        not read."""
+        """Ends the thread after the last event. If the reader of stderr stalls, waits at most
+        ``CLOSE_SECS``."""
         if self._thread is not None:
             self._batches.put(None)
             self._thread.join(CLOSE_SECS)
 
     def start(self) -> None:
-        """Starts the thread, unless it runs already. The first event starts the thread, too."""
+        """Starts the thread that writes to stderr, unless it has been started. The constructor starts the
+        thread."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._write_all, name="log-stderr", daemon=True)
             self._thread.start()
@@ -89,8 +90,8 @@ class TextSink:
             self._written += len(entries)
 
     def _put(self, text: str) -> None:
-        """Writes to the descriptor, not to the stream, since a blocked write would hold the stream's lock and
-        so delay the exit."""
+        """Writes to the file descriptor, not to the stream. A blocked write to the stream would hold the
+        stream's lock, and so delay the exit of the process."""
         with suppress(OSError, ValueError):  # the reader has left, or the stream is closed
             fd = _descriptor(self._stream)
             if fd is None:
@@ -105,10 +106,10 @@ class TextSink:
                     select.select([], [fd], [])
 
     def _rotate(self, fd: int) -> None:
-        """If stderr is the file ``background`` and has grown too large, renames the file and continues in a
-        new one. Stdout follows if it is the same file.
+        """If stderr is the file ``background`` and the file is too large, renames the file and continues in a
+        new file. If stdout is the same file, stdout also continues in the new file.
 
-        Any other file that a user chose for stderr is left alone.
+        Does nothing if stderr is another file, which the user chose.
         """
         if self._background is None or os.fstat(fd).st_size < MAX_BACKGROUND_BYTES:
             return
@@ -129,7 +130,8 @@ class TextSink:
 
 
 def short_text(entry: Entry, colour: str | None = None) -> str:
-    """Returns an event as one line. ``colour`` is the number of a terminal colour for its level."""
+    """Returns an event as one line. ``colour`` is the ANSI code of the terminal colour for the event's
+    level."""
     from inferd import fastpath  # as in __init__.py
 
     head = f"{entry['level'].upper():5}"

@@ -1,11 +1,11 @@
 """inferd on Ray Serve: runs models on the hosts of a cluster, and serves them through the HTTP bridge.
 
 :func:`build_app` makes a Serve application. Each model of the configuration is a deployment. Each replica of
-a deployment runs a daemon with that model (:mod:`inferd.ray.replica`). The ingress is the HTTP bridge, which
-sends each request through the handle of its model (:mod:`inferd.ray.ingress`).
+a deployment runs a daemon with this model (:mod:`inferd.ray.replica`). The ingress is the HTTP bridge, which
+sends each request through the deployment handle of its model (:mod:`inferd.ray.ingress`).
 
 Ray starts, scales and replaces the replicas. Ray's consistent-hash router sends all requests of a
-conversation to the same replica, which has their prefix in its cache.
+conversation to the same replica, whose prefix cache contains the earlier turns.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ SHUTDOWN_SECS = 3600.0
 class Arguments(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The arguments of the application. ``config`` is the path of a config file, or its content.
 
-    The numbers of replicas, CPUs and GPUs are for each model; ``ingress_replicas`` is for the ingress.
-    ``autoscaling`` holds further options of Ray's ``AutoscalingConfig``. With ``open``, clients need no key.
+    The numbers of replicas, CPUs and GPUs are for each model; ``ingress_replicas`` is the number of replicas
+    of the ingress. ``autoscaling`` holds further options of Ray's ``AutoscalingConfig``. If ``open`` is true,
+    clients need no key.
     """
 
     config: str | dict[str, Any]
@@ -42,7 +43,7 @@ class Arguments(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 def build_app(arguments: Mapping[str, Any]) -> Any:
-    """Returns the Serve application of a configuration. See :class:`Arguments`.
+    """Returns the Serve application for the configuration in ``arguments``. See :class:`Arguments`.
 
     Raises UsageError for an invalid argument, and ConfigError for an invalid configuration.
     """
@@ -80,7 +81,7 @@ def build_app(arguments: Mapping[str, Any]) -> Any:
                 "target_ongoing_requests": settings.active_permits,
                 **given.autoscaling,
             },
-            # The rest waits in Ray, where a new replica can take it.
+            # Further requests wait in Ray, where a new replica can take them.
             max_ongoing_requests=2 * settings.active_permits,
             ray_actor_options={"num_cpus": given.num_cpus, "num_gpus": given.num_gpus},
             request_router_config=RequestRouterConfig(request_router_class=ROUTER),

@@ -1,4 +1,5 @@
-"""The configuration of a Serve application, and that of the replicas of each model."""
+"""The configuration of a Serve application, and the part of the configuration for the replicas of one
+model."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ def content_of(config: str | dict[str, Any]) -> dict[str, Any]:
 
 
 def settings_of(content: Mapping[str, Any]) -> Settings:
-    """Returns the settings of a configuration. From the environment of this process only the API key is read.
+    """Returns the settings of a configuration. Of the environment variables, only ``INFERD_API_KEY`` is read.
 
     Raises ConfigError.
     """
@@ -46,7 +47,8 @@ def settings_of(content: Mapping[str, Any]) -> Settings:
 
 
 def config_of(content: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Returns the configuration for the replicas of one entry."""
+    """Returns the configuration for the replicas of the model ``name``: without the section ``http`` and
+    without the config entries of other backends."""
     own = {key: value for key, value in content.items() if key != "http"}
     if "backends" in own:
         own["backends"] = [entry for entry in own["backends"] if entry.get("name") == name]

@@ -1,5 +1,5 @@
-"""The daemon of a replica, started as ``python -m inferd.ray.daemon CONFIG``. The daemon ends when the Ray
-actor ends."""
+"""Starts the daemon of a replica: ``python -m inferd.ray.daemon CONFIG``. The daemon ends when its parent,
+the Ray actor, ends."""
 
 from __future__ import annotations
 

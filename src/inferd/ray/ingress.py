@@ -1,8 +1,9 @@
-"""The HTTP bridge as the ingress of a Serve application. The ingress sends requests through the handles of
-the models.
+"""The HTTP bridge as the ingress of a Serve application. The ingress sends requests through the deployment
+handles of the models.
 
-If the replica of a request dies before any part of the answer has come, the request is sent to another
-replica. If the model fails there, the request is sent once more. After that its client gets an error.
+If a replica dies before the first part of the answer, the request is sent again, up to ``TRIES`` times in
+all. If the model of a replica fails before the first part of the answer, the request is sent again once.
+Otherwise the client gets an error.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _log = log.get("ray")
 
 
 class Ingress:
-    """The ingress for the models behind ``handles``. ``config`` is the whole configuration."""
+    """The ingress for the models of ``handles``. ``config`` is the whole configuration."""
 
     def __init__(self, config: Mapping[str, Any], is_open: bool, *handles: DeploymentHandle) -> None:
         settings = settings_of(config)
@@ -74,7 +75,7 @@ class Ingress:
 
 
 class _Peer:
-    """Tells the bridge's gate which user a connection belongs to."""
+    """Tells the HTTP bridge's gate that the user ``uid`` owns the connection. ``None`` is an unknown user."""
 
     def __init__(self, uid: int | None) -> None:
         self._uid = uid
@@ -84,7 +85,7 @@ class _Peer:
 
 
 class RayUpstream(Upstream):
-    """Takes the place of the daemon behind the bridge: sends requests to the deployments."""
+    """The client of the models, in place of the client of a daemon. Sends requests to the deployments."""
 
     def __init__(self, models: Models, handles: Sequence[DeploymentHandle]) -> None:
         super().__init__({}, models)
@@ -101,7 +102,7 @@ class RayUpstream(Upstream):
             await asyncio.wait([self._load])
 
     async def _follow(self) -> None:
-        """Waits for a replica of each model, and registers the model's capabilities."""
+        """Waits for a replica of each model, and registers the capabilities of the model."""
         told: list[Mapping[str, Any]] = []
         for handle in self._deployments:
             frames = await self._capabilities(handle)
@@ -123,13 +124,13 @@ class RayUpstream(Upstream):
     def _channel(self, surface: Surface, model: Model, generation: Generation | None = None) -> Channel:
         handle = self._handle_of[model.name].options(stream=True)
         if generation is not None:
-            # A pool of the daemon identifies a conversation in the same way.
+            # A daemon's pool of backends identifies a conversation in the same way.
             key = generation.options.get("session") or orjson.dumps(generation.turns[:2])
             handle = handle.options(session_id=hashlib.sha256(str(key).encode()).hexdigest())
         return RayChannel(handle, surface)
 
     async def refresh_models(self) -> None:
-        """Does nothing, since the models are always those of the configuration."""
+        """Does nothing, since the configuration alone determines the models."""
 
     async def unload(self, model: Model) -> int:
         raise HttpFailure("not_served", "Ray Serve decides how many replicas of a model are loaded")
@@ -139,7 +140,8 @@ class RayUpstream(Upstream):
 
 
 class RayChannel(Channel):
-    """Calls a deployment. ``handle`` must stream, and its options identify the conversation."""
+    """Sends requests to the surface ``surface`` of a deployment's replicas. ``handle`` has the option
+    ``stream``, and for a request of a conversation also ``session_id``."""
 
     def __init__(self, handle: DeploymentHandle, surface: Surface) -> None:
         self._handle = handle
@@ -149,12 +151,12 @@ class RayChannel(Channel):
         return RayConnection(self._handle, self._surface, b"".join(request.pieces))
 
     def give_back(self, connection: object) -> None:
-        """Does nothing, since each call carries only one request."""
+        """Does nothing, since a connection is one call of the deployment, and carries only one request."""
 
 
 def _kind(line: bytes) -> str:
-    """Returns the type of a frame. Returns ``failure`` instead of ``error`` for an error, such as a crash,
-    after which a retry may succeed, and an empty string for a line that is not a frame."""
+    """Returns the type of the frame ``line``, or an empty string if ``line`` is not a frame. For an error
+    frame after which a retry may succeed, such as after a crash, returns ``failure``."""
     try:
         frame = orjson.loads(line)
         failed = frame["type"] == "error" and frame["code"] == Unavailable.code and "reason" not in frame
@@ -184,7 +186,8 @@ class RayConnection:
         self._response: DeploymentResponseGenerator = self._handle.call.remote(self._surface, self._data)
 
     async def line(self) -> bytes:
-        """Returns the next line of the answer. Raises ConnectionLost if the replica dies."""
+        """Returns the next line of the answer. Raises ConnectionLost if the replica dies and the request is
+        not sent again."""
         while True:
             if (line := self._incoming.line()) is None:
                 await self._read()
@@ -216,5 +219,5 @@ class RayConnection:
         self._call()
 
     def close(self) -> None:
-        """Cancels the call and its request, unless they have ended."""
+        """Cancels the call of the deployment, and so the request, unless the call has ended."""
         self._response.cancel()

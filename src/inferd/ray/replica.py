@@ -1,7 +1,7 @@
-"""A replica of a model. The Ray actor starts a daemon as its child process.
+"""A replica of a model. The replica, a Ray actor, starts a daemon as its child process.
 
-A call sends the bytes of one request to a surface of the daemon, and yields the bytes of the answer. So
-queueing, cancellation and errors work as for any other client.
+A call of the replica sends the bytes of one request to a surface of the daemon, and yields the bytes of the
+answer. So the daemon queues, cancels and refuses the request like the request of any other client.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _STOP_SECS = 30.0
 
 class Replica:
     """Runs a daemon with the configuration ``config``. The constructor waits until the daemon is ready.
-    Raises BootFailed if the daemon ends before that."""
+    Raises BootFailed if the daemon ends before it is ready."""
 
     async def __init__(self, config: Mapping[str, Any]) -> None:  # type: ignore[misc]
         self._dir = Path(tempfile.mkdtemp(prefix="inferd-ray-"))
@@ -40,7 +40,7 @@ class Replica:
         await self._wait_ready()
 
     async def _wait_ready(self) -> None:
-        """Waits until the daemon is ready. If the daemon ends before, raises BootFailed with the last line of
+        """Waits until the daemon is ready. If the daemon ends first, raises BootFailed with the last line of
         the daemon's stderr."""
         while True:
             try:
@@ -66,8 +66,8 @@ class Replica:
         return self._capabilities
 
     async def call(self, surface: Surface, data: bytes) -> AsyncIterator[bytes]:
-        """Sends a request and yields the pieces of its answer. If the call is cancelled, the request is
-        cancelled, too."""
+        """Sends a request to a surface of the daemon, and yields the answer in pieces. If the call is
+        cancelled, the daemon cancels the request."""
         reader, writer = await asyncio.open_unix_connection(self._addresses.of(surface))
         try:
             writer.write(data)
@@ -88,8 +88,8 @@ class Replica:
 
 
 def _start(config: Mapping[str, Any], directory: Path) -> subprocess.Popen[bytes]:
-    """Starts a daemon whose config file, sockets and stderr are in ``directory``, to which only this user has
-    access."""
+    """Starts a daemon. Only this user has access to ``directory``, which contains the config file, the
+    sockets and the stderr of the daemon."""
     path = directory / "config.json"
     path.write_text(json.dumps(config))
     path.chmod(0o600)

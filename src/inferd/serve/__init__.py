@@ -1,1 +1,2 @@
-"""From an accepted socket to a finished answer: listening, sessions, admission, routing, status."""
+"""Serves requests, from the accepted socket to the finished answer: listeners, sessions, queues, routing and
+status."""

@@ -1,22 +1,24 @@
 """The bounded queue in front of the backends.
 
 At most ``active_permits`` requests run, and ``queue_depth`` more wait. ``interactive`` requests are served
-before ``batch`` ones. Within a priority, users take turns, then the processes of each user, and the requests
-of one process run in order of arrival. A full queue is divided in the same way. A new request displaces a
-waiting one: the last request of the user that has the most requests, running ones included. The new request
-does so only if its own user then has no more requests than the displaced user. If the users are even, the
-processes of the new request's user are compared by the same rule. If there is no request to displace, the new
-request is refused. A waiting request leaves the queue when it is cancelled or its deadline passes.
-:class:`Shares` bounds the permits that one user or process may hold.
+before ``batch`` requests. Among requests of the same priority, users take turns. On a user's turn, the user's
+processes take turns, too. The requests of one process run in order of arrival. :class:`Shares` bounds the
+permits that one user or process may hold. A waiting request leaves the queue when it is cancelled or its
+deadline passes.
+
+If the queue is full, a new request may displace a waiting request. The user with the most running and waiting
+requests loses its last waiting request, unless it would then have fewer requests than the new request's user.
+In this case the same rule decides between the processes of the new request's user. If no request can be
+displaced, the new request is refused.
 
 A request for a pool of backends has a :class:`Choice`. The choice may send the request to a remote backend,
-at once or while the request waits. A request on a remote backend of a pool takes none of the
+on arrival or while the request waits. A request on a remote backend of a pool takes none of the
 ``active_permits``.
 
-A running request may wait for its client to read the answer. If other requests wait for a permit meanwhile,
-the request is ended after ``REST_SECS``.
+A running request may wait for its client to read the answer. If another request waits for a permit meanwhile,
+the running request is ended after ``REST_SECS``.
 
-A paused queue gives no permits. The requests of the queue wait while the model behind it is replaced.
+A paused queue gives no permits: its requests wait while the model behind the queue is replaced.
 
 (Over 400 lines, because every decision weighs the same running and waiting requests.)
 """
@@ -33,17 +35,17 @@ from inferd.errors import AdmissionClosed, DeadlineExceeded, InferdError, QueueF
 from inferd.serve.pool import BackendSlot, Choice
 from inferd.serve.shares import Process, Shares
 
-# How long a request may wait for its client to read while others wait for a permit. A client that reads at
-# all empties its buffer sooner.
+# How long a request may wait for its client to read while other requests wait for a permit. A client that
+# reads at all empties its buffer sooner.
 REST_SECS = 1.0
 # The weight of the newest request in the moving average of the time a request takes.
 _NEWEST_PART = 0.2
 
 
 class Permit:
-    """The permission to run one request. The permit is given back at the end of its ``with`` block.
-    ``holder`` is the object that represents the request in listings. ``slot`` is the backend that the
-    request's :class:`Choice` took, or ``None`` for a request without a choice."""
+    """The permission to run one request. The end of the ``with`` block gives the permit back. ``holder``
+    represents the request in listings. ``slot`` is the backend that the request's :class:`Choice` took, or
+    ``None`` for a request without a choice."""
 
     __slots__ = ("_admission", "began", "caller", "holder", "owner", "process", "slot")
 
@@ -59,7 +61,7 @@ class Permit:
     def rest(self, give_up: Callable[[], object]) -> None:
         """Records that the request waits for its client to read.
 
-        ``give_up`` is called if the request must end to make room for another one.
+        ``give_up`` is called if the request must end, so that a waiting request gets the permit.
         """
         self._admission._rest(self, give_up)
 
@@ -76,7 +78,7 @@ class Permit:
 
 
 class _Waiter:
-    """A request in the queue. The future ``turn`` is done once the request has left the queue."""
+    """A request in the queue. The future ``turn`` gets the permit, or the error if the request is refused."""
 
     __slots__ = (
         "caller",
@@ -118,7 +120,7 @@ _Turns = OrderedDict[Hashable, _Lines]  # by user
 
 
 class Admission:
-    """``with await admission.admit(caller): …`` runs the block once the request may run."""
+    """The queue. ``with await admission.admit(caller): …`` runs the block once the request has a permit."""
 
     def __init__(self, active_permits: int, queue_depth: int) -> None:
         self.active_permits = max(1, active_permits)
@@ -127,7 +129,7 @@ class Admission:
         self._choosing = 0
         """The number of waiting requests with a choice."""
         self._listening = 0
-        """The number of waiting requests that are told their places."""
+        """The number of waiting requests that are told their positions."""
         self._telling = False
         self._active = 0
         """The number of running requests that count among the ``active_permits``."""
@@ -149,14 +151,13 @@ class Admission:
 
     @property
     def retry_after_secs(self) -> float | None:
-        """The estimated seconds until a permit is free. ``None`` before any request has ended."""
+        """The estimated time in seconds until a permit is free. ``None`` before any request has ended."""
         return None if self._mean_secs is None else self._mean_secs / self.active_permits
 
     @property
     def refusal(self) -> AdmissionClosed | QueueFull | None:
-        """The error for a new request that displaces no waiting one. ``None`` if a new request would now be
-        admitted or queued.
-        """
+        """The error for a new request that cannot displace a waiting request. ``None`` if a new request would
+        now run or wait."""
         if self._closed:
             return AdmissionClosed()
         if not self._has_room() and self.waiting >= self.queue_depth:
@@ -167,8 +168,8 @@ class Admission:
         return self._active < self.active_permits and not self._paused
 
     def _wait_behind(self, ahead: int) -> float:
-        """Estimates how long a request waits behind ``ahead`` others, in seconds. Returns 0 before any
-        request has ended."""
+        """Estimates how many seconds a request waits that has ``ahead`` requests before it. Returns 0 before
+        any request has ended."""
         return 0.0 if self._mean_secs is None else (ahead + 1) * self._mean_secs / self.active_permits
 
     async def admit(
@@ -183,13 +184,14 @@ class Admission:
         *,
         again: bool = False,
     ) -> Permit:
-        """Waits for a permit for a request of the process ``caller`` of the user ``owner``.
+        """Waits for a permit for a request. ``owner`` is the user and ``caller`` the process that sent the
+        request.
 
         ``priority`` is ``interactive`` or ``batch``, ``deadline`` a time of the event loop's clock.
         ``holder`` represents the request in listings. ``again`` marks the retry of a request whose backend
-        failed: it goes to the front of the queue and is never refused. While the request waits, ``tell`` is
-        called with each new position in the order of service, from 1. If ``tell`` has been called, it is
-        called with 0 when the request may run. Raises AdmissionClosed, QueueFull, DeadlineExceeded, and the
+        failed: it goes to the front of the queue, even of a full queue. While the request waits, ``tell`` is
+        called with each new position in the order of service, from 1. When a request that was told a position
+        may run, ``tell`` is called with 0. Raises AdmissionClosed, QueueFull, DeadlineExceeded, and the
         errors of ``choice``.
         """
         process = self._shares.come(owner, caller)
@@ -215,11 +217,11 @@ class Admission:
         return self._has_room() and self._shares.allow(waiter.process, self.active_permits, free)
 
     def _make_way_for(self, waiter: _Waiter) -> None:
-        """Makes room in the queue for a new request, by displacing another one if need be. Raises the refusal
-        if there is no room."""
+        """Makes room in the queue for a new request. Displaces a waiting request if the queue is full. Raises
+        the refusal if no request can be displaced."""
         refusal = self.refusal
         if refusal is None and self.waiting >= self.queue_depth:
-            refusal = QueueFull(self.retry_after_secs)  # the free permits are beyond its share
+            refusal = QueueFull(self.retry_after_secs)  # permits are free, but not for this process
         if refusal is not None:
             displaced = None if self._closed else self._displaced_by(waiter)
             if displaced is None:
@@ -330,14 +332,14 @@ class Admission:
         self._tell_idle()
 
     def look_again(self) -> None:
-        """Starts waiting requests if permits or slots have become free."""
+        """Starts waiting requests if permits have become free, or if remote backends take requests again."""
         while self._choosing and self._call_choosing():
             pass
         while not self._choosing and self.waiting and self._has_room() and self._call_next():
             pass
 
     def _call_choosing(self) -> bool:
-        """Starts the first waiting request that can run. Returns False if none can."""
+        """Starts the first waiting request that can run. Returns False if no waiting request can run."""
         for ahead, waiter in enumerate([*self._in_line()]):
             if waiter.turn.done():
                 continue
@@ -360,8 +362,8 @@ class Admission:
         return False
 
     def _call_next(self, *, regardless: bool = False) -> bool:
-        """Gives a permit to the first waiting request whose share allows one. Returns False if there is no
-        such request."""
+        """Gives a permit to the first waiting request whose process may take a permit, or with ``regardless``
+        to the first waiting request. Returns False if no request gets a permit."""
         for turns in self._queues.values():
             for lines in turns.values():
                 for line in lines.values():
@@ -372,7 +374,7 @@ class Admission:
         return False
 
     def _call(self, waiter: _Waiter, slot: BackendSlot | None) -> None:
-        """Gives a waiting request its permit, which ends its wait."""
+        """Gives a permit to a waiting request. The request leaves the queue."""
         permit = self._begin(waiter, slot)
         self._leave(waiter)
         turns = self._queues[waiter.priority]
@@ -385,8 +387,9 @@ class Admission:
     # A full queue.
 
     def _displaced_by(self, newcomer: _Waiter) -> _Waiter | None:
-        """Returns the waiting request that the newcomer displaces, or ``None`` if the newcomer is refused."""
-        waiting = list(self._in_line())[::-1]  # of equals, displace the last in line
+        """Returns the waiting request that the new request displaces, or ``None`` if the new request is
+        refused."""
+        waiting = list(self._in_line())[::-1]  # among equals, displace the last in the order of service
         everyone: list[Permit | _Waiter] = [*self._running, *waiting]
         places = Counter(request.owner for request in everyone)
         owner = max((waiter.owner for waiter in waiting), key=places.__getitem__, default=newcomer.owner)
@@ -411,8 +414,8 @@ class Admission:
         self._reclaim()
 
     def _reclaim(self) -> None:
-        """Ends the requests that have waited too long for their clients, at most one for each waiting
-        request."""
+        """Ends requests that have waited for their clients for ``REST_SECS``: at most as many as wait for a
+        permit."""
         if self._rest_alarm is not None:
             self._rest_alarm.cancel()
             self._rest_alarm = None
@@ -429,9 +432,9 @@ class Admission:
     # Changes, and the end.
 
     def resize(self, active_permits: int, queue_depth: int) -> None:
-        """Changes both limits. If there are more permits, the next waiting requests start at once. If a limit
-        is lower, running and queued requests stay, but no request starts or joins the queue until the count
-        is below the limit."""
+        """Changes both limits. With more permits, the next waiting requests start at once. With a lower
+        limit, the requests in the queue and the running requests stay. Further requests start or wait only
+        when the number of requests is below the limit."""
         self.active_permits = max(1, active_permits)
         self.queue_depth = queue_depth
         self.look_again()
@@ -453,7 +456,7 @@ class Admission:
         self._closed = True
 
     def release_waiters(self) -> None:
-        """Lets all waiting requests run, even beyond the permits, so that each sends its last frame
+        """Lets all waiting requests run, even if no permit is free, so that each request sends its last frame
         and ends."""
         while self._call_next(regardless=True):
             pass
@@ -478,6 +481,7 @@ class Admission:
 
 
 def _in_turn(lines: Iterable[Iterable[_Waiter]]) -> Iterator[_Waiter]:
-    """Interleaves the lines: yields the first item of each, then the second of each, and so on."""
+    """Interleaves the sequences: yields the first item of each sequence, then the second of each, and so
+    on."""
     for round_ in itertools.zip_longest(*lines):
         yield from (waiter for waiter in round_ if waiter is not None)

@@ -1,7 +1,7 @@
 """Binds the daemon's listening sockets.
 
 :func:`bind_unix` and :func:`bind_tcp` return a :class:`Bound`, whose socket listens and is non-blocking. Both
-functions raise AddressError. :mod:`inferd.daemon.systemd` takes over sockets that a service manager opened.
+functions raise AddressError. Sockets that a service manager opened come from :mod:`inferd.daemon.systemd`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from typing import NamedTuple
 from inferd.errors import AddressError
 from inferd.serve import peer
 
-BACKLOG = 512  # absorbs a burst of clients between two calls of accept
+BACKLOG = 512  # room for the clients that connect between two calls of accept
 MAX_UNIX_PATH_BYTES = 103 if sys.platform == "darwin" else 107  # sun_path less its NUL
 
 
 class Bound(NamedTuple):
-    """A listening socket. ``address`` is its address as shown in messages. ``file`` holds the path, device
-    and inode of a Unix socket's file.
+    """A listening socket. ``address`` is the socket's address as messages show it. For a Unix socket,
+    ``file`` holds the path, device and inode of the socket's file.
 
     ``sock`` becomes readable when a connection waits to be accepted.
     """
@@ -37,14 +37,14 @@ class Bound(NamedTuple):
     is_tcp: bool = False
 
     def accept(self) -> tuple[socket.socket, peer.Peer]:
-        """Accepts the next connection and returns it with its peer. Raises the errors of
+        """Accepts the next connection. Returns the connection and its peer. Raises the errors of
         ``socket.accept``."""
         sock, _ = self.sock.accept()
         return sock, peer.of(sock)
 
     def is_there(self) -> bool:
-        """Whether the file of this socket still exists and has not been replaced. True for a socket without a
-        file."""
+        """Whether the file of this socket still exists and has not been replaced. Always true for a TCP
+        socket."""
         if self.file is None:
             return True
         path, device, inode = self.file
@@ -57,7 +57,7 @@ class Bound(NamedTuple):
         return (found.st_dev, found.st_ino) == (device, inode)
 
     def close(self) -> None:
-        """Stops listening and removes the socket's file, unless another socket has taken its place."""
+        """Stops listening and removes the socket's file, unless another file has replaced it."""
         self.sock.close()
         if self.file is not None and self.is_there():
             with contextlib.suppress(OSError):
@@ -65,8 +65,8 @@ class Bound(NamedTuple):
 
 
 def bind_unix(path: Path, mode: int, group: str | None = None) -> Bound:
-    """Binds a Unix socket at ``path`` with the file mode ``mode``. The socket's file belongs to ``group``, if
-    one is given."""
+    """Binds a Unix socket at ``path`` with the file mode ``mode``. If ``group`` is given, the socket's file
+    belongs to this group."""
     if len(os.fsencode(path)) > MAX_UNIX_PATH_BYTES:
         raise AddressError(
             f"socket path {path} is longer than the {MAX_UNIX_PATH_BYTES} bytes that the system allows;"
@@ -78,8 +78,8 @@ def bind_unix(path: Path, mode: int, group: str | None = None) -> Bound:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _make_way(path)
-        # The umask sets the socket's mode. In a directory that others may write, a chmod could follow a link
-        # that another user has swapped in. No client can connect before it listens.
+        # The umask sets the socket's mode. In a directory that other users may write, a chmod could follow a
+        # link that another user has put in its place. No client can connect before the socket listens.
         os.umask(0o777 & ~mode)
         sock.bind(str(path))
         made = _give_to(path, gid)
@@ -97,8 +97,8 @@ def bind_unix(path: Path, mode: int, group: str | None = None) -> Bound:
 
 
 def _give_to(path: Path, gid: int) -> os.stat_result:
-    """Changes the group of the socket at ``path``, unless ``gid`` is -1. Raises OSError if ``path`` is not a
-    socket."""
+    """Gives the socket at ``path`` to the group ``gid``, unless ``gid`` is -1. Returns the status of the
+    socket's file. Raises OSError if ``path`` is not a socket."""
     if not hasattr(os, "O_PATH"):
         found = path.lstat()
         if stat.S_ISSOCK(found.st_mode):
@@ -126,7 +126,8 @@ def _group_id(group: str) -> int:
 
 
 def _make_way(path: Path) -> None:
-    """Removes a stale socket at ``path``. Raises AddressError if anything else is at ``path``."""
+    """Removes the socket at ``path`` if no process serves on it. Raises AddressError if a process serves on
+    this socket, or if ``path`` is not a socket."""
     try:
         found = path.lstat()
     except FileNotFoundError:
@@ -155,7 +156,7 @@ def parse_tcp(address: str) -> tuple[ipaddress.IPv4Address | ipaddress.IPv6Addre
 
 
 def check_key(address: str, *, has_key: bool) -> None:
-    """Raises AddressError for a non-loopback TCP address without an API key."""
+    """Raises AddressError if ``address`` is not a loopback address and no API key is configured."""
     if not has_key and not parse_tcp(address)[0].is_loopback:
         raise AddressError(
             f"refusing to serve on {address} without an API key, anyone who reaches it could use the model;"

@@ -1,8 +1,8 @@
 """The circuit breaker of a backend.
 
-Three failures within a minute open the breaker, and the backend gets no requests for half a minute. After
-this half minute, one request at a time may probe the backend. A success closes the breaker, and a failure
-opens it again.
+After three failures within a minute, the circuit breaker is open: the backend gets no requests for half a
+minute. Then the circuit breaker is half-open: one request at a time may probe the backend. If the probe
+succeeds, the circuit breaker closes. If the probe fails, the circuit breaker opens again.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ OPEN_SECS = 30.0
 
 Clock = Callable[[], float]
 OnBreaker = Callable[[str, str], None]
-"""Called with a backend's name and the new state of its breaker; ``half-open`` when a probe begins."""
+"""Called with the backend's name and the new state of its circuit breaker, ``half-open`` for a new probe."""
 
 _log = log.get("router")
 
 
 class Breaker:
-    """Counts the failures of one backend entry. ``clock`` returns the time in seconds."""
+    """The circuit breaker of one backend of the configuration. ``clock`` returns the time in seconds."""
 
     def __init__(self, name: str, clock: Clock, on_change: OnBreaker) -> None:
         self._name = name
@@ -46,7 +46,8 @@ class Breaker:
         return state == "closed" or (state == "half-open" and not self._probing)
 
     def begin(self) -> bool:
-        """Records that a request starts. Returns whether this request is the probe of a half-open breaker."""
+        """Records that a request starts. Returns whether the request probes a backend with a half-open
+        circuit breaker."""
         self._probing = self._open_until is not None
         if self._probing:
             self._on_change(self._name, "half-open")
@@ -58,7 +59,7 @@ class Breaker:
             self.reset()
 
     def reset(self) -> None:
-        """Closes the breaker and resets its counts."""
+        """Closes the circuit breaker and forgets the failures."""
         self._failures.clear()
         if self._open_until is not None:
             self._open_until = None
@@ -70,18 +71,18 @@ class Breaker:
         if probe:
             self._probing = False
             self._open(now)
-        elif self._open_until is None:  # ignore failures of requests from before the opening
+        elif self._open_until is None:  # ignore requests that began before the opening
             self._failures.append(now)
             if len(self._failures) == FAILURES and now - self._failures[0] <= WINDOW_SECS:
                 self._open(now)
 
     def trip(self) -> None:
-        """Opens the breaker at once. Called by a backend that counts its own failures."""
+        """Opens the circuit breaker at once. A backend that counts its own failures calls this method."""
         if self._open_until is None or self._clock() >= self._open_until:
             self._open(self._clock())
 
     def undecided(self, probe: bool) -> None:
-        """Records that a request ended without evidence about the backend."""
+        """Records that a request ended, and that its end shows nothing about the state of the backend."""
         if probe:
             self._probing = False
 

@@ -1,20 +1,21 @@
-"""One accepted socket of an inference surface. :class:`Connection` reads lines or frames, and detects the end
-of the connection. Its base class :class:`Output` writes.
+"""One accepted socket of an inference surface. :class:`Connection` reads lines or frames, and detects that
+the client has left. Its base class :class:`Output` writes.
 
-* Bytes are read directly into the buffer of the splitter. While no task waits for a line, reading pauses as
-  soon as the splitter holds one line or frame. So a connection holds at most one of them and the bytes of one
-  read.
+* Bytes are read directly into the buffer of the splitter, which finds the lines and the heads of frames.
+  While no task waits for a line, reading pauses as soon as the splitter holds a whole line. So unread input
+  takes at most the memory of one line and one read.
 * If raw bytes may follow a line, reading pauses after the line until the line has been parsed. Raw bytes are
   then read directly into one buffer that has room for all of them.
-* Between the parts of a frame, at most one read happens that no task waits for. The same holds before it is
-  known whether a client sends lines or frames.
-* A client that has started a line or its raw bytes must send ``PIECE_BYTES``, or all the rest, in every
-  ``PIECE_SECS``. A slower client is dropped. A client that sends nothing for ``idle_timeout`` while a request
-  is awaited is dropped, too.
+* If the client sends frames, or before the first bytes show whether it sends lines or frames, reading pauses
+  after each read until a task needs more bytes.
+* A client that has sent a part of a line, frame or raw bytes must send ``PIECE_BYTES``, or all the rest, in
+  every ``PIECE_SECS``. The connection of a slower client is dropped. While the daemon waits for a request,
+  the connection of a client that sends nothing for ``idle_timeout`` is dropped.
 * ``reserve`` is called when a line grows beyond ``LARGE_BYTES``. While a request runs, reading pauses once
   more than ``LARGE_BYTES`` of the next line are held.
-* ``on_gone`` is called once, when the client can get no more answers: it closed its socket, the connection
-  was reset, or a timeout passed. A client that only shut down its sending side still gets its answers.
+* ``on_gone`` is called once, when the client can get no more answers: the client closed its socket, the
+  connection was reset, or a timeout passed. A client that only shut down its sending side still gets its
+  answers.
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ from inferd.serve.hangup import HangupWatch
 from inferd.serve.memory import room_for
 from inferd.serve.output import Output
 
-# How long a client may take for PIECE_BYTES of started input, or for the rest of it. Legitimate clients are
-# never this slow; a slow-loris client ties up a slot and memory.
+# How long a client may take for PIECE_BYTES of a request that it has begun, or for the rest of the request.
+# Legitimate clients are never this slow; a slow-loris client ties up a connection and memory.
 PIECE_SECS = 30.0
 PIECE_BYTES = 1024 * 1024
 # A line up to this size needs no reservation, and is parsed on the event loop.
 LARGE_BYTES = 256 * 1024
-# How long input is still read and dropped after an error frame. Closing with unread bytes would reset the
-# connection and lose the frame.
+# How long input is still read and dropped after an error frame. Closing a socket with unread bytes resets the
+# connection, and the client would lose the frame.
 LINGER_SECS = 1.0
-# The number of first bytes that always identify the wire of a client.
+# The number of first bytes that always show whether a client sends lines or frames.
 OPENING_BYTES = 5
 
 _DROPPED = bytearray(16 * 1024)
@@ -51,19 +52,20 @@ class Connection(Output):
 
     At most one task waits for input. The future that this task awaits decides where arriving bytes go:
 
-    * ``_line_waiter``, in :meth:`next_line`: into the splitter, until it holds a line or the input ends;
+    * ``_line_waiter``, in :meth:`next_line`: into the splitter, until the splitter holds a line or the input
+      ends;
     * ``_more_waiter``, in :meth:`next_head` and :meth:`opening`: into the splitter, one read at a time;
     * ``_raw_waiter``, in :meth:`read_raw`: past the splitter into ``_raw``, the part of the buffer still to
       be filled.
 
-    Without a future, the splitter takes all bytes until :meth:`_pause` pauses reading and clears
+    If no task waits, arriving bytes go into the splitter until :meth:`_pause` pauses reading and clears
     ``_reading``.
 
     Four attributes describe the end. ``_eof``: the client sends no more, but may still read. ``_dropping``:
     the last frame is written, and further input is discarded. ``_closing``: the daemon itself closes the
-    connection, so its loss is not reported. ``closed``: a future that is done when the transport is closed.
-    :meth:`_gone` reports the first sign that the client has left, and then clears ``_on_gone``, so that no
-    other sign is reported.
+    connection, so the end of the connection does not mean that the client has left. ``closed``: a future that
+    is done when the transport is closed. At the first sign that the client has left, :meth:`_gone` calls
+    ``_on_gone`` and clears this attribute, so that further signs have no effect.
     """
 
     def __init__(
@@ -122,8 +124,8 @@ class Connection(Output):
         beyond LARGE_BYTES.
 
         Raises FrameTooLarge for a line longer than ``max_line``, or if more than ``at_most`` bytes arrive
-        without a newline. With ``at_most``, reading pauses after the line, since frames may follow it. Errors
-        of ``reserve`` propagate, and the rest of the line then stays unread.
+        without a newline. With ``at_most``, reading pauses after the line, since frames may follow the line.
+        If ``reserve`` raises an error, this method raises the error, and the rest of the line stays unread.
         """
         line = self._take_line()
         if line is not None and (at_most is not None or self._raw_may_follow(line)):
@@ -149,13 +151,13 @@ class Connection(Output):
             self._clear_read_alarm()
 
     def expect_either(self) -> None:
-        """Prepares for input whose form, lines or frames, is not known yet."""
+        """Prepares for a client that may send lines or frames."""
         self._splitter.framed = True
 
     async def opening(self, is_known: Callable[[bytes], bool | None]) -> bool:
-        """Returns the result of ``is_known`` for the first bytes, which stay in the buffer. While
-        ``is_known`` returns ``None``, it is called again with more bytes. If the input ends first, the result
-        is False."""
+        """Passes the first bytes of the input to ``is_known``, and returns the result. If the result is
+        ``None``, waits for more bytes and calls ``is_known`` again. Returns False if the input ends first.
+        The bytes stay in the buffer."""
         self.expect_either()
         while True:
             first = self.first(OPENING_BYTES)
@@ -165,21 +167,20 @@ class Connection(Output):
             await self._more()
 
     def first(self, size: int) -> bytes:
-        """Returns the first bytes of the buffer, at most ``size``, without taking them."""
+        """Returns the first bytes of the buffer, at most ``size``. The bytes stay in the buffer."""
         return self._splitter.peek(size)
 
     def begin_lines(self) -> None:
-        """Treats the next bytes as lines. Drops a byte order mark before the first line."""
+        """Reads lines from now on. Drops a byte order mark before the first line."""
         if self.first(3) == codecs.BOM_UTF8:
             self._splitter.take_into(memoryview(bytearray(3)))
         self._splitter.framed = False
 
     async def next_head(self, *, begun: bool = False) -> tuple[int, int] | None:
-        """Reads the next frame's head, and returns the frame's kind and the size of its payload, or ``None``
-        at the end of the input.
+        """Reads the head of the next frame. Returns the kind of the frame and the size of the payload in
+        bytes, or ``None`` at the end of the input.
 
-        ``begun`` means that the frame belongs to a request that an earlier frame began. Raises FrameTooLarge
-        and MalformedFrame.
+        ``begun`` means that the frame continues a request. Raises FrameTooLarge and MalformedFrame.
         """
         while (head := self._splitter.next_head()) is None:
             if self._eof:
@@ -190,7 +191,7 @@ class Connection(Output):
         return head
 
     async def _more(self, begun: bool = False) -> None:
-        """Waits for more bytes, or the end of the input."""
+        """Waits until more bytes arrive or the input ends."""
         self._piece_end = 0
         if begun or self._splitter.buffered:
             self._went_on(0)
@@ -205,14 +206,14 @@ class Connection(Output):
             self._clear_read_alarm()
 
     def _raw_may_follow(self, line: bytes | memoryview) -> bool:
-        # A large line is too long to search on the event loop, so assume yes until it is parsed.
+        # Searching a large line would block the event loop, so assume yes until the line is parsed.
         return self._may_carry_raw is not None and (isinstance(line, memoryview) or self._may_carry_raw(line))
 
     async def read_raw(self, size: int) -> memoryview | None:
         """Reads the ``size`` raw bytes after the last line or frame head. Returns ``None`` if the input ends
         first.
 
-        Raises InputMemoryFull if the system has no memory for the bytes, which then stay unread.
+        Raises InputMemoryFull if the system has no memory for the bytes. The bytes then stay unread.
         """
         memory = room_for(size)
         held = self._splitter.take_into(memory)
@@ -234,7 +235,7 @@ class Connection(Output):
         return memory.toreadonly()
 
     def stop_reading(self, error: InferdError) -> None:
-        """Ends the wait for the content of a request. The call that waits raises ``error``."""
+        """Makes the call that waits for the content of a request raise ``error``."""
         for waiter in (self._raw_waiter, self._more_waiter):
             if waiter is not None and not waiter.done():
                 waiter.set_exception(error)
@@ -246,8 +247,8 @@ class Connection(Output):
             self._raw_waiter.set_result(True)
 
     def _went_on(self, done: int) -> None:
-        """Records that ``done`` bytes of a line or of raw bytes have arrived. After each ``PIECE_BYTES``, the
-        read timeout starts again."""
+        """Records that ``done`` bytes of a line or of raw bytes have arrived. Restarts the read timeout after
+        each ``PIECE_BYTES``."""
         if done >= self._piece_end:
             self._piece_end = done + PIECE_BYTES
             self._set_read_alarm(PIECE_SECS, "read timeout")
@@ -304,7 +305,7 @@ class Connection(Output):
         if held > self._line_room:
             self._line_room = held + PIECE_BYTES
             try:
-                # Twice: the splitter holds the line, and its consumer has a copy.
+                # Twice: the splitter holds the line, and the parser has a copy.
                 self._reserve(2 * PIECE_BYTES)
             except InferdError as error:
                 waiter.set_exception(error)
@@ -347,8 +348,8 @@ class Connection(Output):
             await asyncio.wait((self.closed,), timeout=LINGER_SECS)
 
     async def close(self) -> None:
-        """Closes the connection after the last write, or at once if the client has left, and waits until it
-        is closed. If the waiting task is cancelled, the connection is closed at once."""
+        """Closes the connection after the last write, or at once if the client has left. Returns when the
+        connection is closed. If the calling task is cancelled, the connection is closed at once."""
         self._closing = True
         if self.gone_because:
             self._transport.abort()
@@ -371,7 +372,7 @@ class Connection(Output):
             self._gone("reset" if exc is not None else "closed")
 
     def _hung_up(self) -> None:
-        if not self._dropping:  # with both sides shut down, the end of the input follows
+        if not self._dropping:  # in linger(), the end of the input closes the connection
             self._gone("hang-up")
 
     def _gone(self, why: str) -> None:

@@ -1,4 +1,4 @@
-"""Request deadlines, as times of the event loop's clock, and an alarm that rings at such a time."""
+"""Request deadlines as times of the event loop's clock, and an alarm for a deadline."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from inferd.serve.surface import WireRequest
 
 
 def deadline_of(request: WireRequest) -> float | None:
-    """Returns the time at which the request's ``deadline_ms``, counted from now, have passed, or ``None``
-    without a deadline."""
+    """Returns the time ``deadline_ms`` milliseconds from now, or ``None`` if the request has no deadline."""
     if request.deadline_ms is None:
         return None
     return asyncio.get_running_loop().time() + request.deadline_ms / 1e3
 
 
 class Alarm:
-    """Calls ``ring`` when the event loop's clock reaches ``when``, unless the ``with`` block ends before.
-    Does nothing if ``when`` is ``None``."""
+    """Calls ``ring`` when the event loop's clock reaches ``when``, unless the ``with`` block ends first. Does
+    nothing if ``when`` is ``None``."""
 
     __slots__ = ("_handle",)
 

@@ -1,10 +1,11 @@
-"""Detects a departed client, even while its connection is not read.
+"""Detects that a client has left, even while its connection is not read.
 
-A reader gets the same end of file whether the client closed its socket or only shut down its sending side.
-The kernel distinguishes the two: it reports a hang-up only once both directions are closed. A hang-up is
-reported on a Unix socket as soon as the client closes, and on TCP only when the client resets the connection.
-epoll reports a hang-up even for a descriptor registered without events. So one epoll watches every
-connection, whether it is read or not, and costs nothing until a hang-up.
+At the end of the input, the daemon cannot tell whether the client closed its socket or only shut down its
+sending side. The kernel reports a hang-up only if both directions are closed. On a Unix socket, the kernel
+reports the hang-up as soon as the client closes the socket. On TCP, the kernel reports the hang-up only when
+the client resets the connection. epoll reports a hang-up even for a descriptor that is registered without
+events. So one epoll instance watches every connection, whether the connection is read or not, and takes no
+time until a hang-up.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from collections.abc import Callable
 
 
 class HangupWatch:
-    """Calls back once for each watched descriptor that hangs up.
+    """Calls a function once for each watched descriptor that hangs up.
 
-    On a system without epoll, :meth:`watch` does nothing, and the first failed write shows that the client
+    On a system without epoll, :meth:`watch` does nothing. The first failed write then shows that the client
     has left.
     """
 
@@ -32,14 +33,16 @@ class HangupWatch:
             loop.add_reader(self._epoll.fileno(), self._report, self._epoll)
 
     def watch(self, fd: int, gone: Callable[[], None]) -> None:
-        """Watches ``fd`` until it hangs up, is closed, or :meth:`forget` is called."""
+        """Calls ``gone`` if ``fd`` hangs up. The watch ends when ``fd`` hangs up or is closed, or with
+        :meth:`forget`."""
         if self._epoll is not None:
             self._callbacks[fd] = gone
-            with contextlib.suppress(OSError):  # too many watches: the first failed write reveals it
+            with contextlib.suppress(OSError):  # too many watches: then a failed write shows the end
                 self._epoll.register(fd, select.EPOLLET)
 
     def forget(self, fd: int, gone: Callable[[], None]) -> None:
-        """Ends the watch that was begun with these arguments. A new watch of a reused descriptor stays."""
+        """Ends the watch that was begun with the same arguments. If ``fd`` now belongs to a new connection,
+        the new watch stays."""
         if self._epoll is not None and self._callbacks.get(fd) == gone:
             del self._callbacks[fd]
             with contextlib.suppress(OSError):  # closing a descriptor takes it out of the epoll

@@ -1,8 +1,8 @@
 """Health checks of the remote backends of the pools.
 
-Each backend is polled every ``LOOK_SECS``. After two failures in a row, a backend gets no requests until it
-answers a poll again. If the backend's breaker is half-open, a successful poll also closes the breaker, so
-that no client's request has to be the probe.
+Each backend is polled every ``LOOK_SECS``. After two failed polls in a row, a backend gets no requests until
+a poll succeeds. A successful poll also closes a half-open circuit breaker, so that no client's request has to
+probe the backend.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _log = log.get("health")
 
 
 class HealthWatch:
-    """Polls the backends, and calls ``on_news`` after each round, since a waiting request may then get a
-    slot."""
+    """Polls the backends. Calls ``on_news`` after each round, since a backend may now take a waiting
+    request."""
 
     def __init__(self, router: Router, on_news: Callable[[], None]) -> None:
         self._router = router
         self._on_news = on_news
 
     async def run(self) -> None:
-        """Polls until it is cancelled."""
+        """Polls until the task is cancelled."""
         while True:
             await asyncio.sleep(LOOK_SECS)
             if self._router.has_pools:
@@ -51,7 +51,7 @@ class HealthWatch:
             requests = await _within(ANSWER_SECS, slot)
         except Exception as error:  # an unexpected error must not end the watch
             failure = error
-        if slot.here:  # a reload has removed it from its pool meanwhile
+        if slot.here:  # a reload has removed the backend from its pool meanwhile
             return
         if failure is not None:
             slot.failures += 1

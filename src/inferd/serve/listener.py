@@ -1,8 +1,9 @@
-"""Accepts connections on one listening socket and serves each in its own task.
+"""Accepts connections on one listening socket and serves each connection in its own task.
 
-The listener survives every error of ``accept``. A client that has already left is skipped. On any other
-error, such as a shortage of descriptors, accepting pauses. Connections beyond the limit are closed at once,
-and the log gets at most one record of them a second. Keepalive probes detect a vanished TCP peer.
+The listener survives every error of ``accept``. If a client has already left, the listener accepts the next
+connection. On any other error, such as a shortage of descriptors, accepting pauses. Connections beyond the
+limit are closed at once, and the log gets at most one record of them a second. Keepalive probes detect a TCP
+peer that has vanished.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ _numbers = itertools.count(1)
 class ConnectionLimit:
     """Limits and counts the open connections of several listeners together.
 
-    ``limit`` bounds the total. ``per_owner`` bounds the connections of one user or, over TCP, of one host,
-    and 0 means no such bound. Both limits may be changed at any time.
+    ``limit`` bounds the total. ``per_owner`` bounds the connections of one user or, over TCP, of one host. A
+    ``per_owner`` of 0 means no bound. Both limits may be changed at any time.
     """
 
     __slots__ = ("_owners", "limit", "per_owner", "taken")
@@ -68,12 +69,13 @@ class ConnectionLimit:
 
 
 class Listener:
-    """Accepts connections, and passes each to ``serve(sock, peer, number)``, which serves it until it ends
-    and closes ``sock``. ``on_change`` is called whenever a connection has opened or closed.
+    """Accepts connections, and passes each to ``serve(sock, peer, number)``. ``serve`` returns when the
+    connection has ended, and closes ``sock``. ``on_change`` is called whenever a connection has opened or
+    closed.
 
     If ``strangers`` is given and ``asks_key()`` is true, a new TCP connection does not count towards the
-    limit until the client has sent the API key. Then ``serve(sock, peer, number, enter)`` calls ``enter()``,
-    which returns False if the limit is reached.
+    limit until the client has sent the API key. ``serve`` then gets ``enter`` as a fourth argument, and calls
+    ``enter()`` when the client has sent the key. ``enter()`` returns False if the limit is reached.
     """
 
     def __init__(
@@ -102,12 +104,13 @@ class Listener:
         _log.info("listening", address=self.address)
 
     def check_key(self, *, has_key: bool) -> None:
-        """Raises AddressError if this address needs an API key and none is configured."""
+        """Raises AddressError if this address needs an API key and ``has_key`` is false."""
         if self._bound.is_tcp:
             check_key(self.address, has_key=has_key)
 
     def is_there(self) -> bool:
-        """Whether clients can still connect: false once the file of a Unix socket is deleted or replaced."""
+        """Whether clients can still connect. False if the file of a Unix socket has been deleted or
+        replaced."""
         return self._bound.is_there()
 
     def stop(self) -> None:
@@ -162,8 +165,8 @@ class Listener:
         return taken
 
     def _tell_refusals(self, peer: Peer) -> None:
-        """Logs the first refused connection at once. If more are refused within the next second, their total
-        is logged after it."""
+        """Logs the first refused connection at once. If more connections are refused within the next second,
+        the log gets their total at the end of this second."""
         places = self._places
         _log.warn(
             "too_many_connections",

@@ -1,8 +1,8 @@
 """Rate limit for log events that clients cause.
 
 The first ``LIMIT`` events of a second are logged one by one. Further events of the same second are counted,
-and one record reports their number. If the flood goes on, each further second gets only such a record, so
-that a flood cannot push other events out of the log.
+and one record reports their number. If a flood of events lasts longer, each further second gets only one
+record with the number of its events. So a flood cannot push other events out of the log.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ SPAN_SECS = 1.0
 
 
 class Burst:
-    """Logs one kind of event. ``event`` is the name of the record for one event, ``counted`` the name of the
-    record with the number of the others."""
+    """Logs one kind of event. ``event`` names the record of one event. ``counted`` names the record with the
+    number of events that were not logged one by one."""
 
     def __init__(self, events: log.Log, event: str, counted: str) -> None:
         self._log = events

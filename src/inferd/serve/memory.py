@@ -1,9 +1,9 @@
-"""A limit on the memory for the input of requests: for long lines and attachments.
+"""Limits the memory for the input of requests: long lines and attachments.
 
-A request reserves its bytes before they are read, and keeps the reservation until it ends. All connections
-share one budget. A user (over TCP, a host) may hold at most half of the memory that the others do not hold.
-So several requests of one user never take the whole budget. The exception is the first reservation of a user
-that holds nothing: it may take all of the free memory.
+A request reserves its bytes before they are read, and keeps the reservation until the request ends. All
+connections share one budget. A user (over TCP, a host) with no memory may reserve all free memory at once. A
+user with memory may hold at most half of the memory that other users do not hold. So several requests of one
+user never take the whole budget.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ HUGE_BYTES = 4 * 1024 * 1024
 
 
 class InputMemory:
-    """The budget. ``limit`` is its size in bytes, and may be changed at any time. ``reserved`` is the number
-    of bytes that requests hold now."""
+    """The budget of all connections. ``limit`` is the size of the budget in bytes, and may be changed at any
+    time. ``reserved`` is the number of bytes that requests hold now."""
 
     __slots__ = ("_owners", "limit", "reserved")
 
@@ -33,7 +33,7 @@ class InputMemory:
         self._owners: Counter[Hashable] = Counter()
 
     def of(self, owner: Hashable) -> Reservation:
-        """Returns an empty reservation for one request of ``owner``."""
+        """Returns a reservation for one request of ``owner``. The reservation is empty."""
         return Reservation(self, owner)
 
     def _take(self, owner: Hashable, size: int) -> None:
@@ -54,7 +54,7 @@ class InputMemory:
 
 
 class Reservation:
-    """The bytes that one request has reserved. A reservation lasts until the request ends."""
+    """The bytes that one request has reserved."""
 
     __slots__ = ("_memory", "_owner", "size")
 
@@ -65,12 +65,13 @@ class Reservation:
 
     def add(self, size: int) -> None:
         """Reserves ``size`` more bytes. Raises AttachmentTooLarge if ``size`` exceeds the whole budget, and
-        InputMemoryFull if the bytes are not free now. On an error the reservation is unchanged."""
+        InputMemoryFull if the user may not reserve so many bytes now. After an error the reservation is
+        unchanged."""
         self._memory._take(self._owner, size)
         self.size += size
 
     def release(self) -> None:
-        """Releases all bytes. A second call does nothing."""
+        """Releases all bytes of the reservation. A second call does nothing."""
         if self.size:
             self._memory._give_back(self._owner, self.size)
             self.size = 0

@@ -8,9 +8,10 @@ from typing import NamedTuple, Protocol
 
 
 class Stay(NamedTuple):
-    """How long a model stays loaded after a request. ``secs`` is negative for ever, and ``None`` for the
-    configured time. ``by_owner`` is true if the daemon's own user or root sent the request. Only these two
-    may shorten the stay or pin the model."""
+    """How long a model stays loaded after a request. ``secs`` is the time in seconds. A negative ``secs``
+    means for ever, and ``None`` means the configured time. ``by_owner`` is true if root or the daemon's own
+    user sent the request. Only requests of these two users may shorten the stay, or keep the model for
+    ever."""
 
     secs: float | None = None
     by_owner: bool = False
@@ -28,9 +29,10 @@ class ModelDirectory(Protocol):
     def hold(
         self, name: str, deadline: float | None, stay: Stay, show: Show | None
     ) -> AbstractAsyncContextManager[str]:
-        """Keeps the model loaded while the block runs. Yields the name by which the router finds the model.
+        """Keeps the model ``name`` loaded during the ``async with`` block, and loads it first if necessary.
+        Yields the name by which the router finds the model.
 
-        ``deadline`` is a time of the event loop's clock. ``show`` is called with the progress of a load.
+        ``deadline`` is a time of the event loop's clock. ``show`` is called with the progress of loading.
         Raises ModelNotFound, ModelTooLarge, DeadlineExceeded and AdmissionClosed. Raises ModelError if the
-        file cannot be loaded, and QueueFull if too many requests wait for the load.
+        file cannot be loaded, and QueueFull if too many requests wait for the model to load.
         """

@@ -1,8 +1,8 @@
 """The writing half of a connection.
 
-* ``write`` never waits. If more than ``HIGH_WATER_BYTES`` of output wait for the client to read, ``writable``
-  waits until at most a quarter of that is left. A client that needs longer for this than the write timeout is
-  dropped.
+* ``write`` never waits. If the client leaves more than ``HIGH_WATER_BYTES`` of output unread, ``writable``
+  waits until at most a quarter of ``HIGH_WATER_BYTES`` is left. If this takes longer than the write timeout,
+  the connection is dropped.
 * All writes of one event loop iteration are sent together, up to ``FLUSH_BYTES``.
 """
 
@@ -34,16 +34,16 @@ class Output(asyncio.BufferedProtocol):
         self.framed = False
         """Whether each line that is written goes out as a frame."""
         self.blocked = False
-        """Whether the unread output has exceeded the high-water mark, and not yet shrunk to a quarter of
-        it."""
+        """Whether the unread output has exceeded the high-water mark, and has not yet shrunk to a quarter of
+        this mark."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
 
     def write(self, data: bytes) -> None:
-        """Sends ``data``, which must be whole lines, at the end of this loop iteration, or later when the
-        client reads again.
+        """Sends ``data``, which must be whole lines, at the end of this loop iteration. If the client does
+        not read, ``data`` is kept and sent later.
 
         The writes of one iteration are sent together, since each send costs one system call here and one in
         the client.
@@ -62,7 +62,8 @@ class Output(asyncio.BufferedProtocol):
             self._transport.write(unsent[0] if len(unsent) == 1 else b"".join(unsent))
 
     async def writable(self) -> None:
-        """Waits until the client has read enough, or until :meth:`wait_no_more` is called."""
+        """Waits until the client has read enough, or until :meth:`wait_no_more` is called. Returns at once
+        unless ``blocked``."""
         if self.blocked:
             self._write_waiter = self._loop.create_future()
             try:
@@ -71,7 +72,7 @@ class Output(asyncio.BufferedProtocol):
                 self._write_waiter = None
 
     def wait_no_more(self) -> None:
-        """Ends the current call of :meth:`writable`. Later calls wait as usual."""
+        """Makes the current call of :meth:`writable` return. Later calls wait as usual."""
         if self._write_waiter is not None and not self._write_waiter.done():
             self._write_waiter.set_result(None)
 
@@ -91,6 +92,6 @@ class Output(asyncio.BufferedProtocol):
             self._write_alarm = self._loop.call_later(self._write_timeout, self._gone, "write timeout")
 
     def _gone(self, why: str) -> None:
-        """Called when the output has been blocked, or a connection has been closing, for the write
-        timeout."""
+        """Drops the connection. Called when the write timeout passes while the output is blocked or the
+        connection is being closed."""
         raise NotImplementedError

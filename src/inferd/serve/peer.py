@@ -1,7 +1,7 @@
 """The identity of the peer of a connection, as far as the system reports it.
 
-The identity is logged with every connection and request, and used to share the daemon fairly between callers.
-The identity is never used for access control.
+The identity is logged with every connection and request. The daemon divides its capacity fairly between these
+identities, and never uses them for access control.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SOL_LOCAL, _LOCAL_PEERCRED, _LOCAL_PEERPID = 0, 1, 2
 class Peer(NamedTuple):
     """The identity of a peer. TCP sets ``address``. A Unix socket sets ``uid``, ``gid`` and ``pid``.
 
-    A field that is unknown is ``None``.
+    An unknown field is ``None``.
     """
 
     transport: str
@@ -32,12 +32,12 @@ class Peer(NamedTuple):
 
     @property
     def caller(self) -> Hashable:
-        """The key of the peer's process. Over TCP it is the key of the peer's host."""
+        """The key of the peer's process. Over TCP, the key of the peer's host."""
         return self.address if self.address is not None else (self.owner, self.pid)
 
     @property
     def owner(self) -> Hashable:
-        """The key of the peer's user. Over TCP it is the key of the peer's host."""
+        """The key of the peer's user. Over TCP, the key of the peer's host."""
         return self.address if self.address is not None else self.uid
 
     def fields(self) -> dict[str, object]:
@@ -48,7 +48,7 @@ class Peer(NamedTuple):
 
 
 def of(sock: socket.socket) -> Peer:
-    """Returns the peer of a connected socket. Never raises: a field that the system does not report stays
+    """Returns the peer of a connected socket. Never raises. A field that the system does not report is
     unknown."""
     if sock.family != socket.AF_UNIX:
         with contextlib.suppress(OSError):

@@ -1,12 +1,12 @@
-"""The router's backends, and the pools they form.
+"""The router's backends, and the pools of backends.
 
-Several backends that serve one name form a pool, if at least one is remote. A local backend runs requests on
-the daemon's permits. If a request would wait too long for a permit, a remote backend serves it. Each remote
-backend serves up to ``limit`` requests at a time. The least loaded remote backend is chosen, with one
-exception: a conversation returns to the backend of its last turn, unless that backend has over
-``AFFINITY_SLACK`` requests more.
+Several backends that serve one name form a pool, if at least one of them is remote. A request on a local
+backend needs one of the daemon's permits. If a request would wait too long for a permit, a remote backend
+serves it. Each remote backend of a pool serves up to ``limit`` requests at a time. A request goes to the
+least loaded remote backend. But a further turn of a conversation goes to the remote backend of the last turn,
+if this backend has at most ``AFFINITY_SLACK`` requests more than the least loaded one.
 
-A :class:`Choice` picks the backend for one request, when the request arrives and again whenever a slot may
+A :class:`Choice` picks the backend for one request, when the request arrives and again whenever a backend may
 have become free. Everything here runs on the event loop.
 """
 
@@ -22,23 +22,22 @@ from inferd.errors import BackendError, InferdError
 from inferd.serve.breaker import Breaker
 
 TEXT = frozenset({"text"})
-"""The capabilities that a v1 request needs. :class:`~inferd.engine.backend.Capabilities` has the names of the
-others."""
+"""The capabilities that a request of the v1 protocol needs. The other capabilities have the names of the
+fields of :class:`~inferd.engine.backend.Capabilities`."""
 
 AFFINITY_SLACK = 1
-"""A conversation returns to its backend if that has at most this many requests more than the least loaded
-one."""
+"""A conversation returns to its backend if this backend has at most this many requests more than the least
+loaded backend."""
 
 MAX_CONVERSATIONS = 4096
-"""The number of conversations whose backend is remembered. Beyond it the least recently used one is
-forgotten."""
+"""The number of conversations whose backend is remembered. A further conversation replaces the least recently
+used conversation."""
 
 
 class Route(NamedTuple):
-    """How requests reach a backend. ``serves`` is a further name by which requests reach the backend. The
-    backends of a pool have the same ``serves``. ``limit`` bounds the concurrent requests of a ``remote``
-    backend of a pool. ``aliases`` are further names, which are resolved before a request reaches the router.
-    """
+    """How requests reach a backend. ``serves`` is a further name of the backend. All backends of a pool have
+    the same ``serves``. ``limit`` bounds the concurrent requests of a ``remote`` backend of a pool.
+    ``aliases`` are names that are replaced before a request reaches the router."""
 
     serves: str = ""
     remote: bool = False
@@ -50,18 +49,20 @@ ALONE = Route()
 
 
 def pool_names(routes: Collection[Route]) -> set[str]:
-    """Returns the names that pools serve: names of several backends, at least one of them remote."""
+    """Returns the names of the pools. A pool has several backends with one name, and at least one backend is
+    remote."""
     served = Counter(route.serves for route in routes)
     # Local models alone never form a pool, since two local models with the same name are different models.
     return {route.serves for route in routes if route.remote and route.serves and served[route.serves] > 1}
 
 
 class BackendSlot:
-    """One backend of the router, and its state. ``running`` counts the requests that run on it.
+    """One backend of the router, and its state. ``running`` counts the running requests of the backend.
 
-    ``outstanding`` counts the requests that a choice has sent to the backend. ``others`` counts the requests
-    of other clients, as the backend reports them. ``failures`` counts the health checks that failed in a row.
-    After too many failures, ``healthy`` is false. ``here`` is false for a remote backend of a pool.
+    ``outstanding`` counts the requests that a :class:`Choice` has sent to the backend and that have not
+    ended. ``others`` counts the requests of other clients, as the backend reports them. ``failures`` counts
+    the failed health checks since the last success. After too many failures, ``healthy`` is false. ``here``
+    is false for a remote backend of a pool, whose requests need no permit of the daemon.
     """
 
     __slots__ = (
@@ -109,9 +110,10 @@ class BackendSlot:
         return model in (self.backend.name, self.backend.model) or model == self.route.serves != ""
 
     def release(self) -> None:
-        """Marks the backend as removed, after the router has dropped it.
+        """Marks the backend as removed, after the router has removed it.
 
-        Resets its breaker. Requests that still run no longer report their results to the breaker.
+        Resets the circuit breaker. Requests that still run no longer report their results to the circuit
+        breaker.
         """
         self.breaker.reset()
         self._released = asyncio.get_running_loop().create_future()
@@ -119,7 +121,7 @@ class BackendSlot:
             self._released.set_result(None)
 
     async def released(self) -> None:
-        """Returns once a removed backend has ended its last request."""
+        """Returns once the last request on a removed backend has ended."""
         if self._released is not None:
             await self._released
 
@@ -128,8 +130,8 @@ class BackendSlot:
         return self.healthy and self.backend.ready() and self.breaker.lets_pass()
 
     def has_room(self) -> bool:
-        """Whether the backend may get one more request. While its breaker is not closed, a backend gets one
-        request at a time."""
+        """Whether the backend may get one more request. A backend whose circuit breaker is not closed gets
+        one request at a time."""
         return self.outstanding < self.limit and (not self.outstanding or self.breaker.state == "closed")
 
     def taken(self) -> None:
@@ -139,12 +141,12 @@ class BackendSlot:
         self.outstanding -= 1
 
     def begin(self) -> bool:
-        """Records that a request starts. Returns whether this request is the breaker's probe."""
+        """Records that a request starts. Returns whether the request is the probe of the circuit breaker."""
         self.running += 1
         return self.breaker.begin()
 
     def end(self, error: BaseException | None, probe: bool, now: float) -> None:
-        """Records that a request has ended with ``error``, or without an error if it is ``None``."""
+        """Records that a request has ended. ``error`` is ``None`` if the request succeeded."""
         self.running -= 1
         self.idle_since = now
         if self._released is not None:
@@ -162,7 +164,7 @@ class BackendSlot:
 
 
 def adapter(name: str) -> str:
-    """Returns the name of the capability to apply the LoRA adapter ``name``."""
+    """Returns the name of the capability that a request with the LoRA adapter ``name`` needs."""
     return f"lora {name}"
 
 
@@ -176,7 +178,7 @@ _CAPABILITIES = ("v2", "tools", "vision", "audio", "embed", "rerank", "raw", "lo
 
 
 class Pool:
-    """The backends of one name that have the capabilities for a request, in order of priority."""
+    """The backends of a pool that have the capabilities for a request, in order of priority."""
 
     __slots__ = ("_known", "here", "remote")
 
@@ -186,11 +188,12 @@ class Pool:
         self._known = known
 
     def fit(self, without: BackendSlot | None) -> bool:
-        """Whether a backend other than ``without`` takes requests now."""
+        """Whether any backend except ``without`` takes requests now."""
         return any(slot.fit() for slot in (*self.here, *self.remote) if slot is not without)
 
     def local(self, without: BackendSlot | None) -> BackendSlot | None:
-        """Returns the least loaded local backend that takes requests, other than ``without``."""
+        """Returns the least loaded local backend that takes requests, except ``without``. Returns ``None`` if
+        no local backend takes requests."""
         best: BackendSlot | None = None
         for slot in self.here:
             if (best is None or slot.outstanding < best.outstanding) and slot is not without and slot.fit():
@@ -198,8 +201,8 @@ class Pool:
         return best
 
     def least(self, without: BackendSlot | None, conversation: Hashable) -> tuple[BackendSlot | None, str]:
-        """Returns the remote backend for the request, and the reason: ``affinity`` if it served the
-        conversation before, else ``spill``."""
+        """Returns the remote backend for the request, and the reason for this choice: ``affinity`` if the
+        backend served the last turn of the conversation, otherwise ``spill``."""
         best: BackendSlot | None = None
         load = 0
         for slot in self.remote:
@@ -223,7 +226,7 @@ class Pool:
 
 
 class Known:
-    """Remembers the last remote backend of each conversation."""
+    """Remembers which remote backend served each conversation last."""
 
     def __init__(self) -> None:
         self._slots: OrderedDict[Hashable, BackendSlot] = OrderedDict()
@@ -242,7 +245,7 @@ class Known:
 
 
 class Pools(Protocol):
-    """The part of the router that a choice uses."""
+    """The part of the router that a :class:`Choice` uses."""
 
     spill_after_secs: float
 
@@ -255,7 +258,7 @@ class Pools(Protocol):
 
 class Choice:
     """Picks the backend of one request. ``conversation()`` returns the key of the request's conversation, or
-    ``None``. ``why`` is the reason for the last choice."""
+    ``None`` without a conversation. ``why`` is the reason for the last choice."""
 
     __slots__ = ("_conversation", "_failed", "_key", "_model", "_needs", "_router", "why")
 
@@ -276,14 +279,15 @@ class Choice:
 
     @property
     def spill_after_secs(self) -> float:
-        """How many seconds the request may wait for a local backend while a remote one has room."""
+        """The time in seconds that the request may wait for a local backend while a remote backend has
+        room."""
         return self._router.spill_after_secs
 
     def take(self, room: bool, wait_secs: float) -> BackendSlot | None:
-        """Takes the backend that serves the request now. Returns ``None`` if the request must wait.
+        """Picks the backend that serves the request now. Returns ``None`` if the request must wait.
 
-        ``room`` says that a permit is free for a local backend. ``wait_secs`` is the estimated wait for a
-        permit. Raises NoBackend or another error if no pool can serve the request.
+        ``room`` is true if the request may take a permit for a local backend. ``wait_secs`` is the estimated
+        wait for a permit. Raises NoBackend or another error if no pool can serve the request.
         """
         failed = self._failed
         for pool in self._router.pools(self._needs, self._model):

@@ -1,8 +1,8 @@
 """One bounded queue for each model, so that requests for a busy or slow model do not block requests for
-another.
+another model.
 
-``active_permits`` and ``queue_depth`` are limits of each queue. The total over all queues is bounded by the
-connection limit, since a connection has one request at a time.
+``active_permits`` and ``queue_depth`` limit each queue. The connection limit bounds the total over all
+queues, since a connection has one request at a time.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from inferd.serve.admission import Admission
 
 
 class Queues:
-    """The queues by backend name, each created on first use."""
+    """The queues by backend name. The first use of a name creates the queue."""
 
     def __init__(self, active_permits: int, queue_depth: int) -> None:
         self.active_permits = max(1, active_permits)
@@ -48,8 +48,8 @@ class Queues:
         return [holder for queue in self._queues.values() for holder in queue.running_requests()]
 
     def queued_requests(self) -> Iterator[tuple[int, object]]:
-        """Yields the queued requests of one queue after another: the position in its queue, from 1, and the
-        holder."""
+        """Yields the position in the queue, from 1, and the holder of each waiting request, one queue after
+        another."""
         for queue in self._queues.values():
             yield from enumerate(queue.queued_requests(), start=1)
 

@@ -1,12 +1,12 @@
 """Chooses the backend of a request.
 
 Backends are in order of priority. A request goes to the first backend that is ready, has the needed
-capabilities, and has a breaker that admits it. Among the backends of a pool, which serve one name,
-:mod:`inferd.serve.pool` chooses instead. Each error class declares whether the breaker counts it as a
-failure. Client errors, a full queue and cancellations never count.
+capabilities, and has a circuit breaker that admits the request. Several backends that serve one name form a
+pool. For a request to a pool, :mod:`inferd.serve.pool` chooses the backend. Each error class declares whether
+the circuit breaker counts the error as a failure. Client errors, a full queue and cancellations never count.
 
 Backends can be replaced while requests run. A running request stays on its backend, and
-:meth:`BackendSlot.released` returns once a removed backend has ended its last request.
+:meth:`BackendSlot.released` returns once the last request on a removed backend has ended.
 """
 
 from __future__ import annotations
@@ -33,16 +33,17 @@ __all__ = ["TEXT", "BackendSlot", "Dispatch", "Route", "Router", "adapter"]
 
 SPILL_AFTER_SECS = 0.5
 MAX_KEPT_POOLS = 1024
-"""The cached combinations of needs and model; bounded, since a client can name any number of models."""
+"""The most cached combinations of capabilities and model. Clients can name any number of models."""
 
 NO_TEXT = "no_text"
-"""The ``reason`` in the details of an error, if a request for text names a model that makes only embeddings
-or scores."""
+"""The ``reason`` in an error's details, if a request for generated text names a model for embeddings or
+rankings."""
 
 
 class Dispatch:
-    """Use it as ``with router.dispatch() as backend: …``. Afterwards the backend's breaker is told whether
-    the block succeeded or failed. An error that is not the backend's counts as neither."""
+    """A request on its backend: ``with router.dispatch() as backend: …``. At the end of the block, the
+    backend's circuit breaker learns whether the request succeeded or failed. An error that is not the
+    backend's fault counts as neither."""
 
     __slots__ = ("_clock", "_member", "_probe")
 
@@ -63,8 +64,8 @@ def _ignore(name: str, state: str) -> None: ...
 
 
 class Router:
-    """Chooses among ``backends``, which are in order of priority. ``clock`` is monotonic and
-    returns seconds."""
+    """Chooses among ``backends``, which are in order of priority. ``clock`` is a monotonic clock in
+    seconds."""
 
     def __init__(
         self,
@@ -89,13 +90,13 @@ class Router:
         self.replace(backends, routes or {})
 
     def dispatch(self, needs: frozenset[str] = TEXT, model: str | None = None) -> Dispatch:
-        """Chooses the backend for a request. With ``model``, only backends with that name or model are
-        considered.
+        """Chooses the backend for a request. If ``model`` is given, chooses only among the backends with this
+        name or model.
 
-        Raises ModelNotFound if no backend has that name or model. Raises ModelBroken if every capable backend
-        needs a reload. Raises NoBackend if the request may be served later: a capable backend exists, or no
-        backend takes requests now. In all other cases, raises the error for the capability that the first
-        ready backend lacks.
+        Raises ModelNotFound if no backend has this name or model. Raises ModelBroken if every backend with
+        the needed capabilities needs a reload. Raises NoBackend if the request may be served later: a backend
+        has the needed capabilities, or no backend takes requests now. In all other cases, raises the error
+        for the capability that the first ready backend lacks.
         """
         for member in self._named(model):
             if needs <= member.able and member.fit():
@@ -121,8 +122,8 @@ class Router:
         """The name of the queue for a request.
 
         The queue has the name of the backend that :meth:`dispatch` would choose now. If no backend takes
-        requests now, the queue has the name of the first capable one. All backends of a pool share one queue,
-        which has the name of the first backend.
+        requests now, the queue has the name of the first backend with the needed capabilities. All backends
+        of a pool share one queue, which has the name of the pool's first backend.
         """
         members = self._candidates(model)
         able = [member for member in members if needs <= member.able] or members
@@ -166,7 +167,7 @@ class Router:
         return slot.route.serves in self._queue_names
 
     def _regroup(self) -> None:
-        """Rebuilds the pools after a change of backends or routes."""
+        """Groups the backends into pools again, after a change of the backends or routes."""
         self._pools.clear()
         self._known = Known()
         first = {member.route.serves: member.backend.name for member in reversed(self.members)}
@@ -177,13 +178,13 @@ class Router:
             # A backend outside a pool runs on the daemon's permits, even a remote one.
             member.here = not (member.route.remote and self.pooled(member))
             if member.here:
-                member.forget_health()  # it is no longer polled, so it could not recover
+                member.forget_health()  # it is no longer polled, so it would stay unhealthy
 
     def replace(
         self, backends: Sequence[Backend], routes: Mapping[Backend, Route] | None = None
     ) -> list[BackendSlot]:
-        """Replaces the configured backends: the next request is served by ``backends``. A backend that stays
-        keeps its breaker.
+        """Replaces the configured backends. From the next request on, ``backends`` serve. A backend that
+        stays keeps its circuit breaker.
 
         Returns the removed backends. See :meth:`BackendSlot.released`.
         """
@@ -198,7 +199,7 @@ class Router:
             member.release()
         return list(before.values())
 
-    # Backends for requests that name them, and for no others.
+    # Backends that serve only requests that name them.
 
     def add(self, backend: Backend) -> BackendSlot:
         slot = self._member(backend)
@@ -213,18 +214,18 @@ class Router:
         slot.release()
 
     def idle_secs(self, slot: BackendSlot) -> float:
-        """The seconds since the last request on a backend ended, or 0 while one runs."""
+        """The seconds since the last request on the backend ended, or 0 while a request runs."""
         return 0.0 if slot.running else max(0.0, self._clock() - slot.idle_since)
 
     def all_members(self) -> tuple[BackendSlot, ...]:
         return (*self.members, *self._added)
 
     def serves(self, model: str) -> bool:
-        """Whether a configured backend has ``model`` as its name, its model, or the name that it serves."""
+        """Whether ``model`` is the name, the model or a pool's name of a configured backend."""
         return any(member.is_named(model) for member in self.members)
 
     def names(self) -> set[str]:
-        """The values of ``model`` with which a request reaches a configured backend."""
+        """All names by which requests reach a configured backend."""
         members = self.members
         named = {name for member in members for name in (member.backend.name, member.backend.model)}
         return named | {member.route.serves for member in members if member.route.serves}
@@ -239,7 +240,7 @@ _IN_A_REQUEST = {
     "raw": "cannot take a prompt without a chat template or continue an answer; leave out raw and begun",
     "logprobs": "reports no token probabilities; leave out logprobs",
 }
-"""For each capability of the daemon's own engine: the error text for a backend without it."""
+"""The error text for a backend that lacks a capability of the daemon's own engine."""
 
 
 def _unsupported(backend: Backend, lacking: frozenset[str]) -> InferdError:
@@ -266,6 +267,6 @@ def _unsupported(backend: Backend, lacking: frozenset[str]) -> InferdError:
 
 
 def is_broken(backend: Backend) -> bool:
-    """Whether the backend's model cannot be loaded any more, so that only a reload helps."""
+    """Whether the backend cannot load its model any more, until a reload."""
     state = backend.engine_state()
     return state is not None and bool(state.problem)

@@ -2,8 +2,8 @@
 
 The stages of a request are parse → validate → admission → dispatch → generate → stream. Each request ends
 with exactly one terminal frame. Only this module writes error frames. When the client leaves, the session's
-task is cancelled, whatever the stage. The ``with`` blocks then release the place in the queue, the backend's
-slot and the breaker's probe, and nothing more is written.
+task is cancelled at any stage. The ``with`` blocks then release the place in the queue, the backend and the
+probe of its circuit breaker, and nothing more is written.
 
 (Over 400 lines, because it is the whole path of a request, for every surface.)
 """
@@ -56,8 +56,8 @@ from inferd.wire.frames import check_id, encode_progress
 # Why a request was ended early, besides the reasons that the connection reports.
 _DEADLINE, _STOP = "deadline", "stop"
 
-# After a refusal for a full queue the connection is not read for this time, which doubles with each further
-# refusal. So a client that retries at once cannot keep the event loop busy.
+# If a request is refused because the queue is full, its connection is not read for this time. The time
+# doubles with each further refusal. So a client that retries at once cannot keep the event loop busy.
 FIRST_PAUSE_SECS, LONGEST_PAUSE_SECS = 0.01, 0.5
 
 QUEUED, STARTED = QUEUE_STEPS
@@ -73,8 +73,8 @@ class Service(Generic[R]):
     """The state shared by all sessions of a surface. Only TCP clients must send ``api_key``.
 
     The key and the limits may be changed at any time. An open connection stays authenticated, and keeps its
-    line limit and its timeouts. ``bridge_token`` identifies the HTTP bridge that this daemon started, and is
-    empty if the daemon started none.
+    line limit and its timeouts. ``bridge_token`` is the token of the HTTP bridge that this daemon started, or
+    empty if the daemon started no bridge.
     """
 
     surface: Surface[R]
@@ -101,8 +101,8 @@ class Service(Generic[R]):
     ) -> None:
         """Serves an accepted socket until it is closed. ``number`` identifies the connection in the log.
 
-        ``enter`` is called when the client has authenticated. If ``enter`` returns False, the connection
-        limit is reached, and the connection is closed.
+        ``enter`` is called when the client has authenticated. If ``enter`` returns False because the
+        connection limit is reached, the connection is closed.
         """
         session = Session(self, sock, peer, number, enter)
         metrics = self.metrics.surfaces[self.surface.name]
@@ -116,7 +116,7 @@ class Service(Generic[R]):
             metrics.connections_open -= 1
 
     def believes(self, token: str) -> bool:
-        """Whether a request with this token comes from the HTTP bridge that this daemon started."""
+        """Whether ``token`` is the token of the HTTP bridge that this daemon started."""
         ours = self.bridge_token.encode()
         return bool(ours) and fastpath.keys_equal(token.encode(), ours)
 
@@ -182,7 +182,7 @@ class Session(Generic[R]):
             _closed.info(reason=conn.gone_because or "end", **self._log_fields)
 
     def interrupt(self, reason: InferdError) -> None:
-        """Ends the running or waiting request, if there is one. See :meth:`RequestContext.interrupt`."""
+        """Ends the running or waiting request early, if any. See :meth:`RequestContext.interrupt`."""
         if self._context is not None:
             self._context.interrupt(reason)
 
@@ -220,7 +220,7 @@ class Session(Generic[R]):
         await self._conn.linger()
 
     async def _recognise(self) -> Wire:
-        """Detects the wire that the client uses, and selects the surface for it."""
+        """Detects whether the client sends lines or frames, and selects the surface for this form."""
         wire = self._wire = await recognise(self._conn, self._service.surface, self._reserved.add)
         self._surface = wire.surface
         self._metrics = self._service.metrics.surfaces[wire.surface.name]
@@ -228,7 +228,7 @@ class Session(Generic[R]):
         return wire
 
     async def _authenticate(self, key: auth.ApiKey) -> bool:
-        """Reads the first line, and returns whether the line has the right key. Writes nothing in either
+        """Reads the first line. Returns whether the line contains the right key. Writes nothing in either
         case."""
         silence = asyncio.get_running_loop().call_later(auth.TIMEOUT_SECS, _this_task().cancel)
         accepted = False
@@ -246,7 +246,7 @@ class Session(Generic[R]):
         return accepted
 
     async def _answer(self, wire: Wire, raw: bytes | memoryview) -> bool:
-        """Serves the request whose JSON is ``raw``. A large request is a memoryview.
+        """Serves the request whose JSON is ``raw``. The JSON of a large request is a memoryview.
 
         Returns whether the connection stays open.
         """
@@ -262,7 +262,7 @@ class Session(Generic[R]):
         except DecodeError as error:
             self._reserved.release()
             if first and isinstance(raw, bytes) and isinstance(wire, Lines) and auth.is_auth_line(raw):
-                self._wire = None  # the client sends its key on every transport; frames may follow
+                self._wire = None  # some clients send the key on Unix sockets, too; frames may follow
                 return True
             _log.info("request_error", code=error.code, stage="decode", **self._log_fields)
             self._write_error(error.request_id, error)
@@ -281,7 +281,7 @@ class Session(Generic[R]):
             context.show = functools.partial(self._show_step, request)
         if (behalf := request.on_behalf_of) is not None and self._service.believes(behalf.token):
             context.ask_for(behalf.caller)
-        whole = False  # unread bytes of this request must never be parsed as the next one
+        whole = False  # unread bytes of this request must never be parsed as the next request
         try:
             deadline = deadline_of(request)
             with Alarm(deadline, self._miss_deadline):
@@ -315,9 +315,9 @@ class Session(Generic[R]):
         return whole
 
     def _make_room(self, request: R, size: int) -> None:
-        """Reserves memory for the attachments. If no backend can serve the request, raises an error before
-        anything is reserved."""
-        # Whether a named model takes them is known only once it is loaded.
+        """Reserves memory for the attachments. Raises an error before it reserves memory if no backend can
+        serve the request."""
+        # Whether a named model accepts attachments is known only once it is loaded.
         if size > LARGE_BYTES and (request.model is None or self._service.models is None):
             self._service.router.dispatch(self._surface.needs(request), request.model)
         self._reserved.add(size)
@@ -346,7 +346,7 @@ class Session(Generic[R]):
     async def _admit(
         self, context: RequestContext[R], deadline: float | None, model: str | None
     ) -> dict[str, object]:
-        """Serves the request once it is admitted. Returns the log fields of the answer.
+        """Waits for a permit and serves the request. Returns the log fields of the answer.
 
         If a backend of a pool fails before its first output, the request is retried once on another backend
         of the pool.

@@ -1,9 +1,9 @@
 """The number of permits that each user, and each process of a user, may hold.
 
-All present users have equal shares of the permits, and the processes of a user divide its share equally.
-Shares are rounded up. A user or process may exceed its share with permits that the others leave free. For
-each other user or process, enough permits stay free that it can hold one more than its peak so far, but not
-more than its share. A user or process is present while it has a running or waiting request, and for
+Each present user has an equal share of the permits, and its processes have equal parts of this share. Shares
+are rounded up. For each user or process, permits are reserved: one more than the largest number that it has
+held so far, but at most its share. Beyond its own share, a user or process may take only permits that are not
+reserved for others. A user or process is present while it has a running or waiting request, and for
 ``STAY_SECS`` after its last request. So a client that sends one request after another finds a free permit
 after the short pause between two requests.
 """
@@ -13,12 +13,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Hashable
 
-# A client sends its next request some milliseconds after an answer. Permits may stay unused for this long.
+# A client sends its next request some milliseconds after an answer. Reserved permits may stay unused for this
+# time.
 STAY_SECS = 0.1
 
 
 class _Holder:
-    """``running`` is the number of permits held now, ``most`` the largest number held so far."""
+    """The permits of a user or process. ``running`` is the number held now, ``most`` the largest number held
+    so far."""
 
     __slots__ = ("most", "running")
 
@@ -30,9 +32,8 @@ class _Holder:
         self.most = max(self.most, self.running)
 
     def kept(self, share: int) -> int:
-        """Returns how many permits the others must leave free for this user or process. ``share`` is its
-        share of the permits.
-        """
+        """Returns how many of the free permits are reserved for this user or process, whose share of all
+        permits is ``share``."""
         return max(0, min(share, self.most + 1) - self.running)
 
 
@@ -47,7 +48,7 @@ class User(_Holder):
 
 
 class Process(_Holder):
-    """The permits of a process, and the number of its requests."""
+    """The permits of a process, and the number of its running and waiting requests."""
 
     __slots__ = ("caller", "owner", "requests", "user")
 
@@ -68,13 +69,13 @@ class Process(_Holder):
 
 
 class Shares:
-    """The present users and processes. ``freed`` is called when one of them leaves."""
+    """The present users and processes. ``freed`` is called when a user or process is no longer present."""
 
     def __init__(self, freed: Callable[[], None]) -> None:
         self._freed = freed
         self._users: dict[Hashable, User] = {}
         self._leaving: dict[Process, float] = {}
-        """When each process without a request is forgotten, in this order."""
+        """The times at which the processes without a request are forgotten, the earliest first."""
         self._alarm: asyncio.TimerHandle | None = None
 
     def come(self, owner: Hashable, caller: Hashable) -> Process:
@@ -119,7 +120,7 @@ class Shares:
 
     def allow(self, process: Process, permits: int, free: int) -> bool:
         """Whether the process may take a permit. ``permits`` is the number of all permits, ``free`` the
-        number of free ones."""
+        number of free permits."""
         user = process.user
         share = _part(permits, len(self._users))
         own = _part(share, len(user.processes))

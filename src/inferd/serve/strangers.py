@@ -1,8 +1,8 @@
-"""Connections that have not sent the API key yet. The number of these connections has a small limit of its
-own.
+"""Connections that have not sent the API key yet. A small limit bounds their number.
 
-At the limit, a new connection displaces the oldest connection of the host that has the most connections here.
-A client with the key sends it at once, so a flood of silent connections does not displace it in time.
+If the limit is reached, a new connection displaces the oldest connection of the host that has the most of
+these connections. A client with the key sends it at once, so a flood of silent connections does not displace
+this client in time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ LIMIT = 64
 
 
 class Strangers:
-    """The connections without a key, of all listeners that ask for one."""
+    """The connections that have not sent the API key yet, of all listeners that need the key."""
 
     def __init__(self, limit: int = LIMIT) -> None:
         self._limit = limit
@@ -22,7 +22,7 @@ class Strangers:
         self._hosts: OrderedDict[Hashable, OrderedDict[object, Callable[[], object]]] = OrderedDict()
 
     def add(self, host: Hashable, connection: object, close: Callable[[], object]) -> None:
-        """Adds ``connection``. ``close`` is called if another connection displaces it."""
+        """Adds ``connection``. ``close`` is called if a new connection displaces ``connection``."""
         if self._number >= self._limit:
             crowded = max(self._hosts, key=lambda host: len(self._hosts[host]))
             oldest, end = next(iter(self._hosts[crowded].items()))

@@ -1,6 +1,7 @@
 """The interface between a session and its surface: the codec, and the calls to the engine.
 
-The session knows the stages of a request, but not its fields. So one session class serves every surface.
+The session knows the stages of a request, but not the fields of a request. So one session class serves every
+surface.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from inferd.serve.peer import Peer
 from inferd.wire.frames import encode_error
 from inferd.wire.sampling import Behalf
 
-# An id is client text as long as a line may be. The log needs only enough to recognise it.
+# A client chooses the id, which may be as long as a line. The log needs only enough to recognise the id.
 _LOGGED_ID_CHARS = 128
 
 
@@ -59,20 +60,20 @@ def _unknown() -> None:
 
 
 def ms_since(start: float) -> float:
-    """Returns the milliseconds since ``start``, a time of the monotonic clock."""
+    """Returns the milliseconds since ``start``, a time of ``time.monotonic()``."""
     return (time.monotonic() - start) * 1e3
 
 
 class RequestContext(Generic[R]):
-    """One request in progress: its caller, its stage, and whether it shall end early.
+    """One request in progress: its caller, its stage, and whether it must end early.
 
     ``source`` holds the log fields of the connection. ``tokens`` counts the chunks of the answer so far.
-    ``prompt_read()`` returns the share of the prompt that has been computed, or ``None`` if it is not known.
-    The queue uses ``caller``, which identifies the process, and ``owner``, which identifies the user, to be
-    fair. ``route`` says why the backend was chosen from its pool. ``engine_request`` is the converted request
-    for the backend, which is kept while a retry is possible. ``show`` sends a progress frame, and is ``None``
-    unless the client wants progress. ``position`` is the position in the queue of an upstream daemon, if the
-    request waits there.
+    ``prompt_read()`` returns the share of the prompt that has been computed, or ``None`` if this share is
+    unknown. ``caller`` identifies the process and ``owner`` the user that sent the request, so that the queue
+    can serve them fairly. ``route`` says why the backend was chosen from its pool. ``engine_request`` is the
+    request in the backend's form, which is kept while a retry is possible. ``show`` sends a progress frame,
+    and is ``None`` unless the client wants progress. If the request waits in the queue of an upstream daemon,
+    ``position`` is the position in this queue.
     """
 
     __slots__ = (
@@ -122,13 +123,13 @@ class RequestContext(Generic[R]):
 
     @property
     def scope(self) -> str:
-        """The owner, as a string. Requests with different scopes never share KV caches."""
+        """``owner`` as a string. Requests with different scopes never share KV caches."""
         return repr(self.owner)
 
     @property
     def untouched(self) -> bool:
-        """Whether nothing of the answer has been sent and the request has not been ended early, so that a
-        retry is possible."""
+        """Whether a retry is possible: no part of the answer has been sent, and the request has not been
+        ended early."""
         return not self.tokens and not self.streaming and self.interruption is None
 
     def conversation(self, surface: Surface[R]) -> Callable[[], Hashable]:
@@ -141,12 +142,11 @@ class RequestContext(Generic[R]):
         return conversation
 
     def ask_for(self, caller: str) -> None:
-        """Records that the request comes from a client of the HTTP bridge.
+        """Records that the HTTP bridge sends the request for the HTTP client ``caller``. From then on, the
+        queue treats the request as a request of this client.
 
-        From then on, the queue treats the request as one of this HTTP client.
-
-        ``caller`` is ``uid:N`` for a local user, who then counts as the same user as on a Unix socket, or
-        ``key:NAME`` for a key.
+        ``caller`` is ``uid:N`` for a local user or ``key:NAME`` for an API key. A local user counts as the
+        same user as on a Unix socket.
         """
         kind, _, name = caller.partition(":")
         self.owner = int(name) if kind == "uid" and name.isdecimal() else caller
@@ -154,12 +154,12 @@ class RequestContext(Generic[R]):
         self.source = {**self.source, "caller": caller[:_LOGGED_ID_CHARS]}
 
     def stay(self) -> Stay:
-        """Returns how long the request wants its model to stay loaded."""
+        """Returns how long the model must stay loaded after the request."""
         return Stay(self.request.keep_alive, by_owner=self.owner in (0, os.getuid()))
 
     def interrupt(self, reason: InferdError) -> None:
-        """Asks for an early end of the request. A surface whose answers cannot end early raises ``reason``
-        instead."""
+        """Asks the surface to end the request early. If an answer cannot be cut short, its surface raises
+        ``reason`` instead."""
         self.interruption = reason
         self.conn.wait_no_more()
         if self._on_interrupt is not None:
@@ -167,12 +167,12 @@ class RequestContext(Generic[R]):
 
     def pass_deadline(self) -> None:
         """Interrupts the request because its deadline has passed."""
-        # A new exception each time: a shared one would keep the frames of every raise alive.
+        # A new exception each time: a shared exception would keep the stack frames of every raise alive.
         self.interrupt(DeadlineExceeded("the deadline passed while the request ran"))
 
     def on_interrupt(self, end: Callable[[], object]) -> None:
-        """Sets the callback for an early end. If an early end has been asked for already, the callback is
-        called at once."""
+        """Sets the callback that ends the request early. If :meth:`interrupt` has already been called, calls
+        the callback at once."""
         self._on_interrupt = end
         if self.interruption is not None:
             end()
@@ -185,8 +185,8 @@ class RequestContext(Generic[R]):
             self.show(phase, details)
 
     async def let_client_read(self) -> None:
-        """Waits until the client has read enough or the request shall end early. Meanwhile a waiting request
-        may claim the permit."""
+        """Waits until the client has read enough, or until the request must end early. The queue may end the
+        request meanwhile to give its permit to a waiting request."""
         if self.interruption is None:
             if self.permit is not None:
                 self.permit.rest(self._give_up)
@@ -213,8 +213,8 @@ class RequestContext(Generic[R]):
     def row(self, position: int | None) -> dict[str, object]:
         """Returns the row of the request in a listing.
 
-        ``position`` is the request's position in the queue, from 1. It is ``None`` for a running request,
-        whose row has its position in the queue of an upstream daemon instead, if it waits there.
+        ``position`` is the request's position in this daemon's queue, from 1, or ``None`` if the request
+        runs. The row of a running request may contain its position in the queue of an upstream daemon.
         """
         return {
             "id": self.request.id[:_LOGGED_ID_CHARS],
@@ -231,8 +231,8 @@ class RequestContext(Generic[R]):
 
 
 class Surface(ABC, Generic[R]):
-    """One kind of request and its answers. ``parse`` raises DecodeError. ``validate`` raises the error of an
-    invalid request."""
+    """One kind of request and its answers. ``parse`` raises DecodeError. ``validate`` raises an error if the
+    request is invalid."""
 
     name: ClassVar[str]
     encode_error = staticmethod(encode_error)
@@ -258,32 +258,33 @@ class Surface(ABC, Generic[R]):
     ) -> dict[str, object]:
         """Serves the request with ``backend`` and writes the answer, including the terminal frame.
 
-        Counts the backend's work in ``metrics``. Returns the log fields of the answer. An error that is
-        raised becomes the error frame.
+        Counts the backend's work in ``metrics``. Returns the log fields of the answer. If this method raises
+        an error, the session sends the error frame.
         """
 
     # A surface may accept lines, frames, or both.
 
     @property
     def lines(self) -> Surface[Any]:
-        """The surface for the clients of this socket that use lines, not frames."""
+        """The surface that serves the clients of this socket if they send lines."""
         return self
 
     @property
     def frames(self) -> Surface[Any] | None:
-        """The surface for the clients of this socket that use frames, not lines."""
+        """The surface that serves the clients of this socket if they send frames. ``None`` if the socket
+        accepts no frames."""
         return None
 
     # Content after a request. A surface without such content overrides nothing here.
 
     may_carry_raw: Callable[[bytes], bool] | None = None
-    """Whether content could follow a line or frame. It is called before the line is parsed, so true may turn
-    out wrong."""
+    """Whether raw content could follow a line or frame. Called before the line is parsed, so the result may
+    be true although no content follows."""
 
     def raw_size(self, request: R, max_attachment_bytes: int) -> int:
-        """Returns the number of raw bytes that follow the request's line. Raises FrameTooLarge if the bytes
-        exceed the limit."""
+        """Returns the number of raw bytes that follow the request's line. Raises FrameTooLarge for more raw
+        bytes than ``max_attachment_bytes``."""
         return 0
 
     def assign(self, request: R, raw: memoryview) -> None:
-        """Stores the bytes that followed the request's line in the request."""
+        """Stores ``raw``, the bytes after the request's line, in the request."""

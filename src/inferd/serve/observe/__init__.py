@@ -1,1 +1,1 @@
-"""Metrics, the snapshot of running and queued requests, and how both are published."""
+"""The daemon's metrics, the snapshot of running and queued requests, and their publication."""

@@ -1,8 +1,8 @@
 """The daemon's own metrics: plain numbers, updated where the events happen.
 
-Every request and every chunk of an answer is counted, so an update must be cheap: it is an addition. Sums and
-quantiles are computed when the metrics are read. The counters start at zero with the daemon and are kept
-across a reload. All updates happen on the event loop's thread.
+Every request and every chunk of an answer updates metrics, so an update must be cheap. Quantiles are computed
+only when the metrics are read. The counters start at zero with the daemon and are kept across a reload. All
+updates happen on the event loop's thread.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ _SHOWN_QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 
 class Histogram:
-    """Counts values in buckets. Each of ``bounds`` is the largest value of a bucket, and one more bucket has
-    the larger values. ``total`` is the sum of all values, and ``recent`` holds the last ``KEPT`` ones."""
+    """Counts values in buckets. Each of ``bounds`` is the largest value of a bucket. A last bucket counts all
+    larger values. ``total`` is the sum of all values, and ``recent`` holds the last ``KEPT`` values."""
 
     __slots__ = ("bounds", "counts", "recent", "total")
 
@@ -56,8 +56,8 @@ class Histogram:
         self.recent.append(value)
 
     def summary(self) -> dict[str, object]:
-        """Returns the histogram as plain values. The quantiles are those of the last ``KEPT`` values, or
-        ``None`` without values."""
+        """Returns the histogram as plain values. The quantiles are computed from the last ``KEPT`` values.
+        They are ``None`` before the first value."""
         recent = sorted(self.recent)
         return {
             "count": sum(self.counts),
@@ -69,14 +69,14 @@ class Histogram:
 
 
 def quantile(ordered: Sequence[float], share: float) -> float | None:
-    """Returns the smallest value ``v`` for which at least ``share`` of the values are ``v`` or less, or
-    ``None`` without values."""
+    """Returns the smallest value ``v`` in ``ordered`` for which at least ``share`` of the values are ``v`` or
+    less. Returns ``None`` if ``ordered`` is empty."""
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else None
 
 
 class SurfaceMetrics:
     """The metrics of one surface. Every request is counted once: in ``done`` if it was answered, in
-    ``errors`` by the code of its error, or in ``cancels`` by the reason of its early end. ``errors`` also
+    ``errors`` by the code of its error, or in ``cancels`` by the reason for ending it early. ``errors`` also
     counts errors without a request, such as a line over the limit."""
 
     def __init__(self) -> None:
@@ -105,8 +105,8 @@ class BackendMetrics:
     the time between two chunks, less the time spent waiting for the client to read. ``ttft`` and
     ``inter_token`` are measured for streamed answers only. ``prefill`` and ``decode`` are speeds in tokens
     per second, from times that the backend measured; ``prefill`` does not count cached tokens. ``breaker``
-    counts the changes of the breaker to each state. ``routed`` counts, for each reason, the requests of a
-    pool that were sent to the backend.
+    counts how often the circuit breaker changed to each state. ``routed`` counts, for each reason, the
+    requests of a pool that were sent to the backend.
     """
 
     def __init__(self) -> None:
@@ -149,7 +149,7 @@ class BackendMetrics:
 
 
 class Metrics:
-    """The metrics of all surfaces and of all backends, each by name. A name appears when it is first used."""
+    """The metrics of all surfaces and of all backends by name. A name appears at the first use."""
 
     def __init__(self) -> None:
         self.surfaces: defaultdict[str, SurfaceMetrics] = defaultdict(SurfaceMetrics)
@@ -159,7 +159,7 @@ class Metrics:
         self.backends[backend].breaker[state] += 1
 
     def summary(self) -> dict[str, object]:
-        """Returns all metrics in the form that a snapshot has."""
+        """Returns all metrics as the value of ``metrics`` in a ``snapshot`` frame."""
         return {
             "surfaces": {name: metrics.summary() for name, metrics in self.surfaces.items()},
             "backends": {name: metrics.summary() for name, metrics in self.backends.items()},

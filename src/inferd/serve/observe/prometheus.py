@@ -1,8 +1,8 @@
 """The metrics for Prometheus: the metric families, and an HTTP server for ``GET /metrics``, built with h11.
 
 This module is imported only if metrics are enabled. Each connection gets one answer. At most
-``MAX_CONNECTIONS`` connections are open at a time, and each is closed after ``TIMEOUT_SECS``, whatever the
-client sends.
+``MAX_CONNECTIONS`` connections are open at a time. Each connection is closed after ``TIMEOUT_SECS``, even
+while the client sends or receives.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Exporter:
         return 200, self._content_type, await self._metrics()
 
     async def _metrics(self) -> bytes:
-        """Encodes the families one by one, and lets the event loop run in between, so that a scrape does not
+        """Encodes the metric families one by one. The event loop runs in between, so that a scrape does not
         delay answers."""
         parts = []
         for family in self._registry.collect():
@@ -224,7 +224,7 @@ def _of_backends(metrics: Metrics) -> Iterator[Metric]:
     )
     yield _counter(
         "inferd_backend_errors",
-        "Requests that the backend failed, by code.",
+        "Requests that failed because of the backend, by error code.",
         ("backend", "code"),
         each_of(lambda b: b.errors),
     )
@@ -272,7 +272,7 @@ def _of_entries(backends: list[dict[str, Any]]) -> Iterator[Metric]:
     ]
     yield _gauge(
         "inferd_pool_outstanding",
-        "Requests at the backend of a pool: this daemon's, and the others that the backend reports.",
+        "Requests at a backend of a pool: from this daemon, and from other clients, as the backend reports.",
         ("backend", "whose"),
         outstanding,
     )

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 class Residents(Protocol):
-    """The models that are loaded on demand."""
+    """The models that requests have loaded."""
 
     def loading(self) -> list[dict[str, object]]:
         """The models that are loading now."""
 
     def stay(self, slot: BackendSlot) -> dict[str, object]:
-        """Returns ``pinned`` and ``stays_secs``: how long a backend stays loaded."""
+        """Returns ``pinned`` and ``stays_secs``, which say how long the backend stays loaded."""
 
 
 class Snapshot:
@@ -43,8 +43,8 @@ class Snapshot:
         return time.monotonic() - self._began
 
     def snapshot(self) -> dict[str, object]:
-        """Returns the details of a ``snapshot`` frame. Running requests are listed from the oldest on,
-        waiting ones in the order of service."""
+        """Returns the details of a ``snapshot`` frame. Running requests are listed from the oldest to the
+        newest, and waiting requests in the order of service."""
         admission = self.admission
         running = sorted(_contexts(admission.running_requests()), key=lambda context: context.arrived)
         return {
@@ -64,8 +64,8 @@ class Snapshot:
         }
 
     def backends(self) -> list[dict[str, Any]]:
-        """Lists the backends in order of priority. Each row has the state that decides whether the backend
-        gets requests."""
+        """Returns one row for each backend, in order of priority. A row contains the state that decides
+        whether the backend gets requests."""
         return [
             {
                 "name": member.backend.name,
@@ -89,11 +89,11 @@ class Snapshot:
 
 
 def _engine(backend: Backend) -> dict[str, object] | None:
-    """Returns the state of the backend's engine process, or ``None`` for a backend without such a process."""
+    """Returns the state of the backend's engine process, or ``None`` if the backend has no engine process."""
     state = backend.engine_state()
     return None if state is None else {**state._asdict(), "cage": dict(state.cage)}
 
 
 def _contexts(holders: list[object]) -> list[RequestContext[Any]]:
-    """Narrows the type: the holders in the queues are request contexts."""
+    """Casts the holders in the queues to request contexts."""
     return cast("list[RequestContext[Any]]", holders)

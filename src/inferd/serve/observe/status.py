@@ -1,8 +1,9 @@
 """The state of the daemon, published on the admin socket.
 
-A subscriber gets one ``capabilities`` frame for each backend, the current lifecycle frame, and then each
-event as it is published. Publishing never blocks. For a slow subscriber, up to ``MAX_UNREAD_EVENTS`` frames
-are kept. A subscriber with more is disconnected, and may reconnect.
+A subscriber is a client of the admin socket. A new subscriber gets one ``capabilities`` frame for each
+backend and the current lifecycle frame. Then the subscriber gets each event when it is published. Publishing
+never blocks. For a slow subscriber, up to ``MAX_UNREAD_EVENTS`` frames are kept. A subscriber that leaves
+more frames unread is disconnected, and may reconnect.
 
 A subscriber may request a snapshot, the list of models, the unloading of a model, or a download. The answers
 arrive among the events. All other input is ignored. The requests to unload are served one after another, and
@@ -21,7 +22,7 @@ from typing import cast
 from inferd.errors import InferdError, InvalidRequest, ModelNotFound
 from inferd.wire import admin
 
-MAX_UNREAD_EVENTS = 256  # minutes of a download's progress; after that a fresh snapshot is more useful
+MAX_UNREAD_EVENTS = 256  # minutes of a download's progress; then a fresh snapshot is more useful
 
 ShowPull = Callable[[str, Mapping[str, object]], None]
 """Called with each phase of a download, and its details."""
@@ -40,10 +41,10 @@ async def _no_download(name: str, show: ShowPull) -> str:
 
 
 class StatusBoard:
-    """The current state of the daemon, and the subscribers of this state. The board calls four functions.
-    ``report`` returns the details of a snapshot, and ``list_models`` returns one row for each model.
-    ``unload`` unloads a model, and returns the number of requests that still run on this model. ``pull``
-    downloads a model, and returns its name. All methods run on the event loop's thread."""
+    """The state of the daemon, and its subscribers. The board calls four functions. ``report`` returns the
+    details of a snapshot, and ``list_models`` returns one row for each model. ``unload`` unloads a model, and
+    returns the number of requests that still run on this model. ``pull`` downloads a model, and returns its
+    name. All methods run on the event loop's thread."""
 
     def __init__(
         self,
@@ -66,8 +67,7 @@ class StatusBoard:
         self.publish_event(frame)
 
     def publish_event(self, frame: bytes) -> None:
-        """Sends a frame to the present subscribers. New subscribers do not get it: they get the lifecycle
-        frame."""
+        """Sends a frame to every subscriber. The frame is not kept for new subscribers."""
         for subscriber in tuple(self._subscribers):
             subscriber.send(frame)
 
@@ -77,13 +77,12 @@ class StatusBoard:
         self.publish_event(frame)
 
     def forget_capabilities(self) -> None:
-        """Drops the kept ``capabilities`` frames. New subscribers then get only the frames that are published
-        later."""
+        """Drops the ``capabilities`` frames that are kept for new subscribers."""
         self._capabilities.clear()
 
     async def serve(self, sock: socket.socket) -> None:
-        """Serves one subscriber until it leaves. If the task is cancelled, the frames that were sent before
-        are still written."""
+        """Serves one subscriber until it leaves. If the task is cancelled, frames that were already sent are
+        still written."""
         subscriber = Subscriber(self)
         loop = asyncio.get_running_loop()
         connecting = loop.create_task(loop.connect_accepted_socket(lambda: subscriber, sock))
@@ -91,7 +90,7 @@ class StatusBoard:
             await asyncio.shield(connecting)
             await asyncio.shield(subscriber.closed)
         except asyncio.CancelledError:
-            await connecting  # it may already have been sent frames
+            await connecting  # frames may have been sent to the subscriber already
             subscriber.finish()
             await subscriber.closed
         finally:
@@ -99,13 +98,13 @@ class StatusBoard:
             await subscriber.end_pull()
 
     def welcome(self, subscriber: Subscriber) -> None:
-        """Sends the current state to a new subscriber, and registers it for all further frames."""
+        """Sends the current state to a new subscriber, and adds it to the subscribers of further frames."""
         for frame in (*self._capabilities, self._lifecycle):
             subscriber.send(frame)
         self._subscribers.add(subscriber)
 
     def snapshot(self) -> bytes:
-        """Returns the frame that answers a snapshot request."""
+        """Returns a ``snapshot`` frame with the current state."""
         return admin.snapshot(self._lifecycle, self._report())
 
     def forget(self, subscriber: Subscriber) -> None:
@@ -132,8 +131,8 @@ class Subscriber(asyncio.Protocol):
         self._pull_cancelled = False
 
     def send(self, frame: bytes) -> None:
-        """Sends ``frame`` at once, or when the subscriber reads again. Does nothing if the subscriber has
-        left."""
+        """Sends ``frame``, or keeps it until the subscriber reads again. Disconnects a subscriber with too
+        many kept frames. Does nothing if the subscriber has left."""
         if self._transport.is_closing():
             return
         if not self._blocked:
@@ -150,7 +149,7 @@ class Subscriber(asyncio.Protocol):
             self._transport.close()
 
     def abort(self) -> None:
-        """Closes the connection at once, if it was ever open."""
+        """Closes the connection at once. Does nothing before the connection is open."""
         self._unread.clear()
         if self._connected:
             self._transport.abort()
@@ -195,7 +194,7 @@ class Subscriber(asyncio.Protocol):
             self._listing = None
 
     async def _unload(self) -> None:
-        """Serves the unload requests one after another, and answers each."""
+        """Serves the waiting unload requests one after another, and answers each request."""
         try:
             while self._to_unload:
                 name = self._to_unload.popleft()
@@ -235,7 +234,7 @@ class Subscriber(asyncio.Protocol):
             await asyncio.wait((self._pulling,))
 
     def _cancel_pull(self) -> None:
-        """Cancels the download. Further calls do nothing, since a second cancellation would interrupt the
+        """Cancels the download. Only the first call cancels, since a second cancellation would interrupt the
         clean-up."""
         if self._pulling is not None and not self._pull_cancelled:
             self._pull_cancelled = True
