@@ -11,8 +11,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-# C0 and C1 controls, line and paragraph separator, and the embeddings, overrides and isolates of bidi. The
-# patterns are not compiled here. `re` compiles them for the first text, and many processes never have one.
+# C0 and C1 controls, line and paragraph separators, bidirectional embeddings, overrides and isolates, and
+# surrogates. The patterns are not compiled here: `re` compiles a pattern when it is first used, and many
+# processes never use one.
 _LINES = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 _ALL = "[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 
@@ -31,7 +32,7 @@ def one_line(value: object) -> str:
 
 
 def json_escaped(document: str) -> str:
-    r"""Returns ``document``, which is JSON on one line, with each control character escaped as ``\uXXXX``."""
+    r"""Returns ``document`` (one line of JSON) with each control character escaped as ``\uXXXX``."""
     return re.sub(_ALL, lambda found: f"\\u{ord(found[0]):04x}", document)
 
 

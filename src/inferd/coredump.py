@@ -1,9 +1,9 @@
 """Disables core dumps of processes that hold prompts and answers.
 
-A core size limit of zero prevents dumps into files. A program that collects dumps ignores the limit, so on
-Linux the process is also marked as not dumpable. As a side effect, other programs of the same user cannot
-attach a debugger or read ``/proc/PID/mem``. A child process that executes a program is dumpable again until
-it calls :func:`forbid`.
+A core size limit of zero prevents core files. The kernel may also pipe a core dump to a program, such as
+systemd-coredump, regardless of the limit. Therefore, on Linux, the process is also marked as not dumpable. As
+a side effect, other programs of the same user cannot attach a debugger or read ``/proc/PID/mem``. A child
+process becomes dumpable again when it executes a program, so the new program must call :func:`forbid`, too.
 """
 
 from __future__ import annotations

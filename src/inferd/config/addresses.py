@@ -57,7 +57,7 @@ class TcpAddress(Kind):
 
 
 class Workers(Words):
-    """Addresses of RPC workers. The protocol of RPC workers supports only IPv4."""
+    """Addresses of RPC workers. The protocol between llama.cpp and its RPC workers supports only IPv4."""
 
     def __init__(self) -> None:
         super().__init__("IP:PORT")
@@ -77,8 +77,8 @@ class Workers(Words):
 
 
 class HttpAddress(TcpAddress):
-    """An address to serve HTTP on. The option without a value means the address that Ollama clients use by
-    default."""
+    """An address on which to serve HTTP. An option without a value means ``bare``, the address that Ollama
+    clients use by default."""
 
     bare = "127.0.0.1:11434"
 
@@ -136,9 +136,9 @@ CALLS = ("/chat/completions", "/completions", "/embeddings", "/rerank", "/messag
 class ServerUrl(Kind):
     """The address of a remote server: scheme, host, and the base path of its API.
 
-    A trailing slash is removed, and so is a trailing ``/v1``, which other tools expect. User names are
-    refused, since they may come with a password. Queries and fragments are refused, since paths are appended
-    to the address.
+    A trailing slash and a trailing ``/v1`` are removed: other tools expect the address with ``/v1``. An
+    address with a user name is refused, since it may also contain a password. An address with a query or a
+    fragment is refused, since inferd appends paths to the address.
     """
 
     @property
@@ -165,8 +165,8 @@ class ServerUrl(Kind):
 
 
 class Endpoint(ServerUrl):
-    """Overrides a service's endpoint. The empty string keeps the default. A host without a scheme means
-    https."""
+    """An address to use instead of a service's own endpoint. The empty string means the service's own
+    endpoint. A host without a scheme means https."""
 
     @property
     def description(self) -> str:

@@ -1,8 +1,9 @@
-"""Combines flags, environment and config file to the list of backends.
+"""Combines flags, environment variables and the config file into the list of configured backends.
 
-The file lists the entries. A flag or variable for a kind of backend overrides the first entry of that kind.
-If the file has no list, the flags and variables define the only entry. Secrets come from the environment or a
-flag. The config file never contains a secret, only the name of the variable with it.
+The config file lists config entries, one for each backend. A flag or variable for a kind of backend overrides
+the first config entry of that kind. If the config file has no list, the flags and variables define the only
+config entry. Secrets come from environment variables or flags. The config file never contains a secret, only
+the names of variables that hold secrets.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from inferd.errors import ConfigError
 
 Env = Mapping[str, str]
 Fields = dict[str, Any]
-"""An unfinished entry: its kind, and the fields known so far."""
+"""An unfinished config entry: its kind, and the fields known so far."""
 
 _REMOTE = {"openai-compat": "openai_", "bedrock-invoke": "bedrock_"}
-"""The prefix of a kind's options; the rest is the name of the entry's field."""
+"""The prefix of a kind's options. The rest of an option's name is the name of a config entry's field."""
 
 _OPTIONS: dict[str, tuple[str, ...]] = {
     "llamacpp": ("model", "model_path", "model_sha256", "n_ctx", "n_gpu_layers"),
@@ -50,10 +51,11 @@ def entries(
     env: Env,
     notes: list[str],
 ) -> tuple[BackendEntry, ...]:
-    """Returns the complete entries, at least one, in order of priority.
+    """Returns the complete config entries, at least one, in order of priority.
 
-    ``settings`` has the values of all options, ``chosen`` only those that were given explicitly, and
-    ``listed`` the entries of the file. Raises ConfigError if a backend lacks a required value.
+    ``settings`` has the values of all options. ``chosen`` has only the options that are set explicitly.
+    ``listed`` has the config entries of the config file. Raises ConfigError if a backend lacks a required
+    value.
     """
     found: list[Fields] = [dict(fields) for fields in listed]
     if "backend" in chosen and listed:
@@ -79,13 +81,14 @@ def entries(
 
 
 def _is_explicit(name: str, given: OptionValue) -> bool:
-    """Whether the option overrides the value of an entry. A secret in a variable does not, since it is only
-    used if the entry has none."""
+    """Whether the option overrides the value in a config entry. A secret in an environment variable does not:
+    it is used only if the config entry has no secret of its own."""
     return given.place == "flag" or (given.place == "env" and not _BY_NAME[name].secret)
 
 
 def _lay_over(fields: Fields, settings: Settings, names: list[str]) -> None:
-    """Overrides the fields of an entry with the values of the options ``names``, which are for its kind."""
+    """Overrides the fields of a config entry with the values of the options ``names``. These options must be
+    for the kind of the config entry."""
     kind = fields["kind"]
     if kind != "llamacpp":
         for name in names:
@@ -96,7 +99,7 @@ def _lay_over(fields: Fields, settings: Settings, names: list[str]) -> None:
     fields.update({name: getattr(settings, name) for name in names if name in ("n_ctx", "n_gpu_layers")})
     sha256 = settings.model_sha256
     if {"model", "model_path"} & set(names):
-        for name in ("mmproj", "lora", "draft"):  # these fit only their own model
+        for name in ("mmproj", "lora", "draft"):  # these fit only the replaced model
             fields.pop(name, None)
     if settings.model_path is not None and {"model", "model_path"} & set(names):
         fields.update(model=None, model_path=settings.model_path, model_sha256=sha256)
@@ -125,8 +128,8 @@ def _complete(fields: Fields, settings: Settings, env: Env, notes: list[str]) ->
 
 
 def _check_needed(fields: Fields, kind: str, needed: tuple[str, ...]) -> None:
-    """Raises ConfigError if a required field is missing. A missing key in the config file is found before,
-    but not a missing flag or variable."""
+    """Raises ConfigError if a required field is missing. For a config entry of the config file, the parser of
+    the file has already checked the required keys. This function checks flags and variables."""
     missing = [_BY_NAME[_REMOTE[kind] + name] for name in needed if name not in fields]
     if missing:
         flags = " and ".join(f"{option.flag} (or {option.env})" for option in missing)
@@ -214,8 +217,9 @@ def _bedrock(fields: Fields, env: Env, notes: list[str]) -> BedrockEntry:
 def _first_secret(
     entry: str, named: str | None, others: tuple[str, ...], env: Env, notes: list[str], *, otherwise: str
 ) -> Secret | None:
-    """Returns the secret in the variable ``named``, which the file names. Without ``named``, returns the
-    secret in the first of ``others`` that is set."""
+    """Returns the secret in the variable ``named``, which the config file names. If the config file names no
+    variable, or an unset variable, returns the secret in the first of the variables ``others`` that is set.
+    """
     names = ((named,) if named is not None else ()) + others
     found = next((name for name in names if env.get(name)), None)
     if named is not None and found != named:

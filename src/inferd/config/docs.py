@@ -1,7 +1,7 @@
 """Writes docs/config.md and docs/config.schema.json from the option table.
 
-``python -m inferd.config.docs`` writes both files below the current directory. With ``--check``, the command
-writes nothing, and exits with 1 if one of the files is outdated.
+``python -m inferd.config.docs`` writes both files in the folder ``docs`` of the current directory. With
+``--check``, the command writes nothing, and exits with 1 if one of the two files is outdated.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ send SIGHUP to the daemon, which then reads its configuration again. To change a
 daemon.
 
 The *runtime directory* is `$XDG_RUNTIME_DIR/inferd`, else `~/.inferd/run`, else `/tmp/inferd-UID`; on macOS
-it is `$TMPDIR/inferd`. The config file is the file that `--config` or `INFERD_CONFIG` names. The default is
+it is `$TMPDIR/inferd`. `--config` or `INFERD_CONFIG` names the config file. The default is
 `~/.inferd/config.json`, if that file exists. inferd refuses a config file that another user owns, or can
 write or replace.
 """
@@ -44,12 +44,13 @@ _FILE_HEAD = """\
 
 The config file is one JSON object. If the file has an error, the daemon does not start, and the message names
 the file, the key and the reason. For an unknown key, the log has a warning with the most similar known name.
-A config file has either `backends` or `model`. `backends` is a list of entries in order of priority. `model`
-is a model object, and means the same as a list with one `llamacpp` entry. With neither key, the daemon serves
-the model of `--model`, or else the default model. The config file contains no secrets, only the names of
-environment variables that hold secrets. The sections above give the config key of each option. A dot in a key
-means an object inside an object: `limits.max_connections` is the key `max_connections` of the object
-`limits`. docs/config.schema.json describes the file as a JSON Schema.
+A config file has either `backends` or `model`. `backends` is a list of config entries, one for each backend,
+in order of priority. `model` is a model object, and means the same as a list with one `llamacpp` config
+entry. Without `backends` and `model`, the daemon serves the model of `--model`, or else the default model.
+The config file contains no secrets, only the names of environment variables that hold secrets. The sections
+above give the config key of each option. A dot in a key means an object inside an object:
+`limits.max_connections` is the key `max_connections` of the object `limits`. docs/config.schema.json
+describes the file as a JSON Schema.
 
 ```json
 {
@@ -63,15 +64,16 @@ means an object inside an object: `limits.max_connections` is the key `max_conne
 
 _KEYS = {
     "openai-compat": """
-The API key of an entry is the first of these that is set: `--openai-api-key` (for the first entry of this
-kind), the variable that `api_key_env` names, `INFERD_OPENAI_API_KEY`, `OPENAI_API_KEY`. If none of them is
-set, inferd sends no key.
+The API key of a config entry is the first of these that is set: `--openai-api-key` (for the first config
+entry of this kind), the variable that `api_key_env` names, `INFERD_OPENAI_API_KEY`, `OPENAI_API_KEY`. If none
+of them is set, inferd sends no key.
 """,
     "bedrock-invoke": """
-The bearer token of an entry is the first of these that is set: `--bedrock-bearer-token` (for the first entry
-of this kind), the variable that `bearer_token_env` names, `AWS_BEARER_TOKEN_BEDROCK`. If none of them is set,
-inferd signs each request with `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, and with `AWS_SESSION_TOKEN`
-if this variable is set. Without a bearer token and without these keys, the daemon does not start.
+The bearer token of a config entry is the first of these that is set: `--bedrock-bearer-token` (for the first
+config entry of this kind), the variable that `bearer_token_env` names, `AWS_BEARER_TOKEN_BEDROCK`. If none of
+them is set, inferd signs each request with `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, and with
+`AWS_SESSION_TOKEN` if this variable is set. Without a bearer token and without these keys, the daemon does
+not start.
 """,
 }
 
@@ -143,7 +145,7 @@ def _keys(keys: tuple[Key, ...]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Writes or checks the files. Returns the exit code."""
+    """Writes or checks both files. Returns the exit status."""
     status = 0
     for path, text in ((Path("docs/config.md"), markdown()), (Path("docs/config.schema.json"), schema())):
         if arguments != ["--check"]:

@@ -1,10 +1,11 @@
-"""The entries of configured backends, with one class for each kind.
+"""The config entries, with one class for each kind of backend. A config entry configures one backend.
 
-An entry is complete: defaults are filled in and secrets are looked up. So a backend can be built from its
-entry and the common settings alone. Requests may address an entry by its own name, by the name of its model,
-or by ``serves``. A ``serves`` of ``None`` means the name of the model, if the entry names a model. Several
-entries with the same ``serves``, at least one of them remote, form a pool. ``max_requests`` limits the
-concurrent requests that a pool sends to a remote entry.
+A config entry is complete: its defaults are filled in and its secrets are looked up. So a backend can be
+built from its config entry and the daemon's settings alone. Requests may address a backend by the name of the
+config entry, by the name of the model, or by the name in ``serves``. If ``serves`` is ``None``, its value is
+the name of the model, if the config entry names a model. Backends with the same ``serves`` form a pool if at
+least one of these backends is remote. ``max_requests`` limits the concurrent requests that a pool sends to a
+remote backend.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from inferd.config.kinds import Secret
 
 
 class ModelSpec(NamedTuple):
-    """A model by its name. Without ``sha256``, its hash comes from the catalogue or the store."""
+    """A model and its name. If ``sha256`` is ``None``, the model's hash comes from the catalogue or the
+    store."""
 
     name: str
     sha256: str | None = None
@@ -46,15 +48,17 @@ class MockEntry(NamedTuple):
 class LlamaCppEntry(NamedTuple):
     """A local model. Either ``model`` or ``model_path`` is set.
 
-    With ``embed``, the model makes embeddings instead of text, or rerank scores if ``embed_pooling`` is
-    ``rank``. If ``embed`` is ``None`` and embedding or reranking is enabled, the model's file decides.
-    ``mmproj`` is the projector, a file or a model of the store. If ``n_ctx`` is ``None``, the context has up
-    to 16,384 tokens, as far as model and memory allow. With ``preload``, the model is loaded at the start and
-    stays loaded. Without ``preload``, the model is loaded on demand, and with ``pin`` it then stays loaded.
-    ``system`` is the system prompt of requests that have none. ``chat_template_file`` replaces the model's
+    If ``embed`` is true, the model computes embeddings instead of text, or rerank scores if ``embed_pooling``
+    is ``rank``. If ``embed`` is ``None`` and the daemon serves embeddings or rankings, the model's file says
+    what the model computes. ``mmproj`` is the projector for pictures or sounds: a file or a model of the
+    store. If ``n_ctx`` is ``None``, the context has up to 16,384 tokens, as far as the model and the memory
+    allow. With ``preload``, the model is loaded when the daemon starts, and stays loaded. Without
+    ``preload``, the model is loaded when a request names it; with ``pin``, it then stays loaded. ``system``
+    is the system prompt for requests without a system message. ``chat_template_file`` replaces the model's
     chat template. ``lora`` are the adapters that requests may select. ``draft`` is a small model for
-    speculative decoding. ``rpc`` are the addresses (``IP:port``) of workers that hold a part of the model.
-    ``rpc_unprotected`` also permits workers that are neither on this machine nor behind an encrypted tunnel.
+    speculative decoding. ``rpc`` are the addresses (``IP:port``) of RPC workers that hold a part of the
+    model. ``rpc_unprotected`` also permits workers that are neither on this machine nor behind an encrypted
+    tunnel.
     """
 
     name: str
@@ -82,9 +86,10 @@ class LlamaCppEntry(NamedTuple):
 class OpenAICompatEntry(NamedTuple):
     """A server with the OpenAI API below ``base_url``, which does not include ``/v1``.
 
-    ``embed`` and ``rerank`` say whether the server offers these surfaces. ``None`` means the setting of the
-    same name, or false if another entry enables the surface. ``top_k`` says whether the server supports that
-    parameter. ``timeout_secs`` is how long the server may send nothing.
+    ``embed`` and ``rerank`` say whether the server computes embeddings and rankings. ``None`` means the value
+    of the daemon's option ``embed`` or ``rerank``, or false if another config entry enables the same surface.
+    ``top_k`` says whether the server supports the sampling parameter ``top_k``. A request fails if the server
+    sends nothing for ``timeout_secs``.
     """
 
     name: str
@@ -100,9 +105,10 @@ class OpenAICompatEntry(NamedTuple):
 
 
 class BedrockEntry(NamedTuple):
-    """A model of AWS Bedrock. Either ``bearer_token`` or both parts of the access key are set.
+    """A model of AWS Bedrock. Either ``bearer_token`` is set, or ``access_key_id`` and ``secret_access_key``.
 
-    ``endpoint`` replaces the region's endpoint. ``timeout_secs`` is how long the server may send nothing.
+    ``endpoint`` replaces the region's endpoint. A request fails if the server sends nothing for
+    ``timeout_secs``.
     """
 
     name: str
@@ -119,9 +125,9 @@ class BedrockEntry(NamedTuple):
 
 
 class InferdEntry(NamedTuple):
-    """Another daemon. The three addresses are those of its v2, embed and rerank surfaces, each a socket path
-    or ``IP:port``. At least one is set. ``model`` is the model to request. An empty ``model`` means the
-    daemon's first model."""
+    """Another inferd daemon. ``address``, ``embed_address`` and ``rerank_address`` are the addresses of the
+    other daemon's v2, embed and rerank surfaces, each a socket path or ``IP:port``. At least one of the three
+    is set. ``model`` is the model to request. An empty ``model`` means the other daemon's first model."""
 
     name: str
     address: str | None = None
@@ -146,12 +152,12 @@ _KINDS: dict[type[BackendEntry], str] = {
 
 
 def kind_of(entry: BackendEntry) -> str:
-    """Returns the ``kind`` that an entry has in the config file."""
+    """Returns the ``kind`` of a config entry in the config file."""
     return _KINDS[type(entry)]
 
 
 def surfaces_of(entry: BackendEntry) -> frozenset[str]:
-    """Returns which of the surfaces ``embed`` and ``rerank`` the entry itself enables."""
+    """Returns the surfaces that a config entry itself enables: ``embed``, ``rerank``, both, or none."""
     if isinstance(entry, LlamaCppEntry):
         if not entry.embed:
             return frozenset()

@@ -1,9 +1,9 @@
 """Parses and checks the config file.
 
-The type of the whole file is built from the option table and, for the backends, from the tables of keys. The
-library msgspec checks types and bounds, and the kinds (:mod:`inferd.config.kinds`) check strings. If a file
-cannot be read or is invalid, a ConfigError names the file, the key and the reason. An unknown key is only a
-warning, since a newer inferd may know it.
+The msgspec type of the whole file is built from the option table and, for the backends, from the tables of
+keys (:mod:`inferd.config.keys`). msgspec checks the types and bounds of values. The classes in
+:mod:`inferd.config.kinds` check strings. If the config file cannot be read or is invalid, a ConfigError names
+the file, the key and the reason. An unknown key is only a warning, since a newer inferd may know this key.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from inferd.errors import ConfigError
 from inferd.private import written_by_others
 
 MAX_FILE_BYTES = 1024 * 1024
-"""No real config file is nearly as large. With the limit, a wrong path, such as that of a model, fails at
-once."""
+"""No real config file is nearly as large. Because of this limit, a wrong path, such as the path of a model,
+fails at once."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -44,15 +44,16 @@ def _rows(keys: tuple[Key, ...]) -> list[tuple[str, Any, bool]]:
 
 
 def _documented(kind: Kind, doc: str) -> Any:
-    """Returns the type of a value, with the description that an editor shows for its key."""
+    """Returns the msgspec type of a value, with the description that an editor shows for the value's key."""
     return Annotated[kind.file_type, msgspec.Meta(description=doc)]
 
 
 @cache
 def shape() -> tuple[Any, dict[str, Any]]:
-    """Returns the msgspec type of the whole file, and its known keys as nested dictionaries.
+    """Returns the msgspec type of the whole config file, and the known keys as nested dictionaries.
 
-    The type is built only if there is a file, since that takes longer than anything else in this package.
+    The type is built only if a config file exists, since building it takes longer than anything else in this
+    package.
     """
     projector: Any = Union[FilePath().file_type, _struct("Projector", _rows(MODEL_KEYS))]  # noqa: UP007
     model = _struct("Model", [*_rows(MODEL_KEYS), ("mmproj", projector, False)])
@@ -84,7 +85,7 @@ def shape() -> tuple[Any, dict[str, Any]]:
 
 
 def read_file(path: Path) -> ConfigFile:
-    """Reads and checks the file at ``path``."""
+    """Reads and checks the config file at ``path``. Raises ConfigError."""
 
     def fail(reason: str) -> NoReturn:
         raise ConfigError(f"config file {path}: {reason}")
@@ -118,8 +119,8 @@ def read_file(path: Path) -> ConfigFile:
 
 
 def _sound(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns the object of ``pairs``. Raises ValueError for a repeated key, or for a lone surrogate in a
-    string."""
+    """Returns the JSON object with the keys and values in ``pairs``. Raises ValueError for a repeated key, or
+    for a lone surrogate in a string."""
     result = dict(pairs)
     for name, value in pairs:
         if any(_SURROGATE.search(text) for text in (name, value) if isinstance(text, str)):
@@ -133,8 +134,8 @@ def _sound(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _number(text: str) -> int | float:
     """Parses a number.
 
-    A very long integer becomes a float, so that the error names the bound of the key, and is not one of
-    Python's parser.
+    A very long integer becomes a float. Then the error comes from msgspec and names the key's bound. Python
+    would refuse to convert the integer, with an error that names no key.
     """
     return int(text) if len(text) <= 20 else float(text)
 
@@ -144,8 +145,8 @@ def _shown(key: str) -> str:
 
 
 def _converted(raw: Any) -> Any:
-    """Converts ``raw`` to the type of the file. An error also lists the unknown keys, since one may be a
-    missing key that is misspelt."""
+    """Converts ``raw`` to the msgspec type of the config file. The error message also lists the unknown keys,
+    because a required key may be missing only since it is misspelt."""
     try:
         return msgspec.convert(raw, shape()[0])
     except msgspec.ValidationError as error:
@@ -153,8 +154,8 @@ def _converted(raw: Any) -> Any:
 
 
 def _check_kinds(raw: Any) -> None:
-    """Raises ValueError for an unknown kind of backend, and names the most similar kind. msgspec checks
-    everything else."""
+    """Raises ValueError for an unknown kind of backend, with the most similar known kind. msgspec, which
+    checks everything else, does not suggest a kind."""
     listed = raw.get("backends") if isinstance(raw, dict) else None
     for position, entry in enumerate(listed if isinstance(listed, list) else ()):
         kind = entry.get("kind") if isinstance(entry, dict) else None
@@ -165,7 +166,7 @@ def _check_kinds(raw: Any) -> None:
 
 
 def _unknown(raw: Any) -> Iterator[str]:
-    """Yields a sentence for each unknown key. ``raw`` may be invalid in other ways."""
+    """Yields one warning for each unknown key. ``raw`` may be invalid in other ways."""
     if not isinstance(raw, dict):
         return
     yield from _unknown_in(raw, shape()[1], "")
@@ -197,7 +198,8 @@ def _unknown_in(raw: Any, known: Mapping[str, Any], where: str) -> Iterator[str]
 
 
 def _nearest(key: str, known: Mapping[str, Any], where: str) -> str | None:
-    """Returns the most similar key of the same section, or else of another section, or else ``None``."""
+    """Returns the known key that is most similar to ``key``: a key of the same section or, if none is
+    similar, of another section. Returns ``None`` if no known key is similar."""
     if (beside := nearest(key, known)) is not None:
         return where + beside
     elsewhere = {leaf: f"{name}.{leaf}" for name, leaves in shape()[1].items() for leaf in leaves or ()}
@@ -287,7 +289,7 @@ def _adapters(nodes: Sequence[Any], where: str) -> tuple[Adapter, ...]:
 
 
 def _model(node: Any, where: str) -> dict[str, Any]:
-    """Returns the fields of an entry that its object ``model`` sets."""
+    """Returns the fields of a config entry that the object ``model`` in the config file sets."""
     fields: dict[str, Any] = {"model": _spec(node, where)}
     if isinstance(node.mmproj, str):
         fields["mmproj"] = _parse(FilePath(), node.mmproj, f"{where}.mmproj")

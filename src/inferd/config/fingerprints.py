@@ -1,7 +1,7 @@
-"""Hashes of a running daemon's settings. A client can compare them, but cannot read the settings.
+"""Hashes of the settings of a running daemon. The hashes can be compared, but do not reveal the settings.
 
-A command compares these hashes with those of its own settings. The command warns about a difference, since
-its environment and config file have no effect on a running daemon.
+A command of inferd compares the daemon's hashes with the hashes of its own settings. If they differ, the
+command warns the user that the command's environment and config file have no effect on the running daemon.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from inferd.config.model_options import ModelOptions
 from inferd.config.settings import OPTIONS, Settings
 from inferd.config.sources import LoadedConfig
 
-# The options that are left out: those that concern only the start of the process, and secrets, which must not
-# even be compared.
+# The options without a hash: options that concern only the start of the process, and secrets, because even a
+# hash would let a client test guesses.
 _LEFT_OUT = {"idle_exit_secs", "log_dir", "core_dumps", *(option.name for option in OPTIONS if option.secret)}
 _NAMES = {"backends"} | (
     (vars(ModelOptions).keys() | vars(LimitOptions).keys()) & {option.name for option in OPTIONS}
@@ -23,7 +23,8 @@ _NAMES = {"backends"} | (
 
 
 def of(settings: Settings) -> dict[str, str]:
-    """Returns a short hash of the value of each option that affects serving, by option name."""
+    """Returns a short hash of the value of each option that affects how requests are served, by option
+    name."""
     return {
         name: hashlib.sha256(repr(getattr(settings, name)).encode()).hexdigest()[:12]
         for name in sorted(_NAMES)
@@ -31,7 +32,8 @@ def of(settings: Settings) -> dict[str, str]:
 
 
 def differing(given: LoadedConfig, running: Mapping[str, str]) -> list[str]:
-    """Returns the variables and config file keys whose values differ from those of the running daemon."""
+    """Returns the names of the variables and config file keys that set another value than the running daemon
+    has."""
     ours = of(given.settings)
     other = {name for name, value in ours.items() if running.get(name, value) != value}
     places = dict.fromkeys(place for name, place in given.origins.items() if name in other)

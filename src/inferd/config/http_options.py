@@ -1,5 +1,5 @@
-"""The options of the HTTP bridge: its address and certificate, the clients that may use it, and the model
-names and the version of Ollama that they see."""
+"""The options of the HTTP bridge: its address and certificate, the clients that may use the bridge, and the
+model names and the Ollama version that the bridge reports to clients."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from inferd.config.option import option
 _HTTP = "HTTP"
 
 QUEUE_DEPTH = 64
-"""The default of ``queue_depth`` with the bridge: a single agent sends several requests at once."""
+"""The default of ``queue_depth`` if the HTTP bridge runs, since one coding agent sends several requests at
+once."""
 
 
 def _no_aliases(env: Mapping[str, str] | None = None) -> Mapping[str, str]:
@@ -21,7 +22,7 @@ def _no_aliases(env: Mapping[str, str] | None = None) -> Mapping[str, str]:
 
 
 class HttpOptions:
-    """Part of the option table, see :class:`inferd.config.settings.Settings`."""
+    """A part of the option table. See :class:`inferd.config.settings.Settings`."""
 
     http: str | None = option(
         _HTTP,

@@ -1,6 +1,7 @@
-"""The keys of the objects in the config file that describe a backend of each kind, a model, or an adapter.
+"""The keys of three kinds of objects in the config file: config entries (of backends), models and adapters.
 
-Each key has a kind, which checks and describes its value, and a sentence for the documentation.
+Each :class:`Key` has a value type (:mod:`inferd.config.kinds`), which checks and describes the key's value,
+and a text for the documentation.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Key(NamedTuple):
 
 
 _KINDS = {option.name: option.kind for option in OPTIONS}
-_NAME = Key("name", Name(), "The name of the entry, unique in the file.", required=True)
+_NAME = Key("name", Name(), "The name of the config entry, unique in the file.", required=True)
 
 MODEL_KEYS = (
     Key("name", Name(), "The model's name in the store or the catalogue.", required=True),
@@ -47,14 +48,14 @@ LORA_KEYS = (
 _SERVES = Key(
     "serves",
     Name(),
-    "A name that requests may use for the entry, in addition to its own name and its model's name. Entries "
-    "that serve the same name form a pool if at least one of them is remote (docs/scale.md). The default is "
-    "the model's name, if the entry names a model.",
+    "A name that requests may use for the backend, in addition to the name of the config entry and the name "
+    "of the model. Backends that serve the same name form a pool if at least one of the backends is remote "
+    "(docs/scale.md). The default is the model's name, if the config entry names a model.",
 )
 _MAX_REQUESTS = Key(
     "max_requests",
     Integer(1, 1_000_000),
-    "The maximum number of requests that a pool sends to this entry at the same time. The default is "
+    "The maximum number of requests that a pool sends to this backend at the same time. The default is "
     f"{MAX_REQUESTS}.",
 )
 
@@ -62,7 +63,7 @@ BACKEND_KEYS: dict[str, tuple[Key, ...]] = {
     "llamacpp": (
         _NAME,
         Key("model_path", FilePath(), "A GGUF file to serve. Cannot be combined with `model`."),
-        Key("aliases", Words("NAME"), "Additional names that requests may use for the entry."),
+        Key("aliases", Words("NAME"), "Additional names that requests may use for the model."),
         Key(
             "preload",
             Boolean(),
@@ -71,7 +72,7 @@ BACKEND_KEYS: dict[str, tuple[Key, ...]] = {
         ),
         Key("pin", Boolean(), "Whether the daemon keeps the model loaded after a request has loaded it."),
         Key("system", Paragraphs(), "The system prompt for requests that have no system message."),
-        Key("chat_template_file", FilePath(), "A Jinja template to use instead of the model's own."),
+        Key("chat_template_file", FilePath(), "A Jinja template to use instead of the model's own template."),
         Key(
             "n_ctx",
             _KINDS["n_ctx"],
@@ -103,8 +104,8 @@ BACKEND_KEYS: dict[str, tuple[Key, ...]] = {
             "embed_pooling",
             Choice(("mean", "cls", "last", "rank"), numbers={1: "mean", 2: "cls", 3: "last", 4: "rank"}),
             "How the embedding of a text is computed from the vectors of its tokens; `rank` is for a "
-            "ranking model. llama.cpp's numbers 1 to 4 are accepted, too, for these values in this order. "
-            "The default is the value in the model file.",
+            "reranking model. Instead of these values, the file may also have llama.cpp's numbers 1 to 4, "
+            "in the same order. The default is the value in the model file.",
         ),
         Key(
             "embed_n_ctx",
@@ -131,7 +132,7 @@ BACKEND_KEYS: dict[str, tuple[Key, ...]] = {
         Key(
             "base_url", ServerUrl(), "The address of the server, without the `/v1` of its API.", required=True
         ),
-        Key("model", _KINDS["openai_model"], "The name of the model on that server.", required=True),
+        Key("model", _KINDS["openai_model"], "The name of the model on the server.", required=True),
         Key(
             "api_key_env",
             Name(),
@@ -146,13 +147,13 @@ BACKEND_KEYS: dict[str, tuple[Key, ...]] = {
             "embed",
             Boolean(),
             "Whether the server computes embeddings. The default is the option `embed`, but `false` if "
-            "another entry enables embeddings.",
+            "another config entry enables embeddings.",
         ),
         Key(
             "rerank",
             Boolean(),
             "Whether the server ranks documents. The default is the option `rerank`, but `false` if another "
-            "entry enables rankings.",
+            "config entry enables rankings.",
         ),
         Key(
             "top_k",
@@ -197,7 +198,7 @@ BACKEND_KEYS: dict[str, tuple[Key, ...]] = {
         Key(
             "model",
             Name(),
-            "The name of the model on the other daemon. The default is that daemon's first model.",
+            "The name of the model on the other daemon. The default is the other daemon's first model.",
         ),
         Key(
             "api_key_env",
@@ -208,7 +209,8 @@ BACKEND_KEYS: dict[str, tuple[Key, ...]] = {
         Key(
             "timeout_secs",
             _KINDS["openai_timeout_secs"],
-            "A request fails after this many seconds without a byte from the server. The default is 300.",
+            "A request fails after this many seconds without a byte from the other daemon. The default is "
+            "300.",
         ),
         _SERVES,
         _MAX_REQUESTS,

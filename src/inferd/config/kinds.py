@@ -1,9 +1,9 @@
-"""The types of option values, called kinds.
+"""The types of option values. Each type is an instance of :class:`Kind`.
 
-A kind parses the text of a flag, of a variable or of a string in the config file. For an invalid text it
-raises a ``ValueError`` whose message is shown after "… must be". A kind also has the msgspec type that
-validates the config file, so that each bound is written only once. msgspec is imported only if there is a
-config file.
+A kind parses the text of a flag, of an environment variable or of a string in the config file. For invalid
+text, the kind raises a ``ValueError``, and the user sees its message after "… must be". A kind also has the
+msgspec type that validates values in the config file, so that each bound is written only once. msgspec is
+imported only if a config file exists.
 """
 
 from __future__ import annotations
@@ -61,16 +61,17 @@ class Kind(ABC):
 
     @property
     def ignores_unusable_variables(self) -> bool:
-        """Whether an invalid environment variable is ignored with a warning. If not, it is an error."""
+        """Whether an invalid value in an environment variable is only a warning, and not an error."""
         return False
 
     def of_file(self, value: Any) -> object:
-        """Converts ``value``, which comes from the config file and has the type :attr:`file_type`."""
+        """Converts ``value`` from the config file, which msgspec has converted to :attr:`file_type`. Raises
+        ``ValueError`` with a description of the valid values."""
         return self.parse(value) if isinstance(value, str) else value
 
 
 class Choice(Kind):
-    """One of a few words. ``numbers`` maps integers to the words: the config file may use these instead."""
+    """One of a few words. The config file may also use the integers that ``numbers`` maps to words."""
 
     def __init__(
         self,
@@ -108,10 +109,11 @@ LOG_LEVELS = ("off", "error", "warn", "info", "debug", "trace")
 
 
 class LogLevel(Kind):
-    """A log level in any case, its number, or filters in the form of Rust's ``env_logger``.
+    """A log level in upper or lower case, its number, or filters in the form of Rust's ``env_logger``.
 
-    Several filters are separated by commas. The last filter for inferd applies, or else the global filter. An
-    invalid variable is ignored with a warning, as in inferd 0.2.1.
+    Commas separate the filters. The last filter whose target begins with ``inferd`` applies. Without such a
+    filter, the last filter without a target applies. An invalid value in an environment variable is ignored
+    with a warning, as in inferd 0.2.1.
     """
 
     @property
@@ -143,8 +145,8 @@ class LogLevel(Kind):
 
 
 class Boolean(Kind):
-    """A switch. In a variable, its value is ``1``, ``true``, ``yes`` or ``on``, or ``0``, ``false``, ``no``
-    or ``off``."""
+    """A switch. In an environment variable, ``1``, ``true``, ``yes`` and ``on`` mean true, and ``0``,
+    ``false``, ``no`` and ``off`` mean false."""
 
     @property
     def metavar(self) -> str:
@@ -188,8 +190,8 @@ class FilePath(Kind):
 
 
 class Name(Kind):
-    """A name that is safe to show and to use as a file name. Such a name has no path separators and no
-    control characters."""
+    """A name without path separators and control characters, which is safe to show and to use as a file
+    name."""
 
     def __init__(self, what: str = "NAME") -> None:
         self.what = what
@@ -209,7 +211,7 @@ class Name(Kind):
 
 
 class Text(Kind):
-    """Printable text. If ``needed``, it must not be empty."""
+    """Printable text on one line. If ``needed``, the text must not be empty."""
 
     def __init__(self, what: str = "TEXT", needed: bool = False) -> None:
         self.what = what
@@ -247,7 +249,7 @@ class Paragraphs(Kind):
 
 
 class Sha256(Kind):
-    """A SHA-256 in hexadecimal digits. The digits are converted to lower case."""
+    """A SHA-256 hash in hexadecimal digits, which are converted to lower case."""
 
     @property
     def metavar(self) -> str:
@@ -284,8 +286,8 @@ class SecretText(Kind):
 
 
 class Words(Kind):
-    """Words without blanks. In text the words are separated by commas. In the config file they are an
-    array."""
+    """Words without blanks. In a flag or a variable, commas separate the words. In the config file, the words
+    are an array."""
 
     def __init__(self, what: str = "WORD") -> None:
         self.what = what
@@ -316,8 +318,8 @@ class Words(Kind):
 
 
 class Aliases(Kind):
-    """Maps patterns of names to names. In text each pair is ``PATTERN=NAME``, and commas separate the pairs.
-    In the config file it is an object."""
+    """Maps patterns of names to names. A flag or a variable has the pairs as ``PATTERN=NAME``, separated by
+    commas. The config file has the pairs as an object."""
 
     @property
     def metavar(self) -> str:

@@ -16,7 +16,7 @@ OTHER_DESCRIPTORS = 256
 
 
 class LimitOptions:
-    """Part of the option table, see :class:`inferd.config.settings.Settings`."""
+    """A part of the option table. See :class:`inferd.config.settings.Settings`."""
 
     active_permits: int = option(
         _LIMITS,
@@ -64,10 +64,10 @@ class LimitOptions:
         _LIMITS,
         Seconds(),
         60.0,
-        "The time limit for a slow client. If the client has not yet read more than 64 KiB of output, it "
-        "must read all but 16 KiB of this output within this time, or the daemon closes the connection. "
-        "Before the daemon closes a connection for another reason, it waits at most this time for the "
-        "client to read the rest. 0 means no limit.",
+        "The time limit for a slow client. If more than 64 KiB of output wait for a client, the client must "
+        "read all but 16 KiB of this output within this time, or the daemon closes the connection. Before "
+        "the daemon closes a connection for another reason, the daemon waits at most this time until the "
+        "client has read the rest. 0 means no limit.",
         key="limits.write_timeout_secs",
         reload=True,
     )
@@ -83,7 +83,8 @@ class LimitOptions:
         _LIMITS,
         Seconds(),
         0.0,
-        "The daemon stops after this time without a connected client. With 0, it never stops by itself.",
+        "The daemon stops after this time without a connected client. With 0, the daemon never stops by "
+        "itself.",
         reload=True,
     )
     max_frame_bytes: int = option(
@@ -137,7 +138,7 @@ class LimitOptions:
         900.0,
         "A model that was loaded for a request is unloaded after this time without a request. With 0, such "
         "a model stays loaded until another model needs its memory. A model of the configuration always "
-        "stays loaded, unless its entry has `preload` false.",
+        "stays loaded, unless its config entry has `preload` false.",
         key="limits.keep_alive_secs",
         reload=True,
     )
@@ -145,8 +146,8 @@ class LimitOptions:
         _LIMITS,
         Seconds(),
         86400.0,
-        "The maximum `keep_alive` that a request may set. For requests of the daemon's own user and of "
-        "root, there is no maximum.",
+        "The maximum `keep_alive` that a request may set. Requests of root and of the user who runs the "
+        "daemon have no maximum.",
         key="limits.keep_alive_max_secs",
         reload=True,
     )

@@ -16,7 +16,7 @@ _MODEL, _OPENAI, _BEDROCK, _ENGINE = "Model", "OpenAI-compatible server", "AWS B
 
 
 class ModelOptions:
-    """Part of the option table, see :class:`inferd.config.settings.Settings`."""
+    """A part of the option table. See :class:`inferd.config.settings.Settings`."""
 
     backend: str = option(
         _MODEL,
@@ -175,7 +175,7 @@ class ModelOptions:
         Choice(("auto", "on", "off")),
         "auto",
         "Whether to use flash attention. With `auto`, flash attention is off on a CPU, because it slows "
-        "decoding there; on a GPU, llama.cpp decides.",
+        "decoding on a CPU; on a GPU, llama.cpp decides.",
         key="engine.flash_attention",
         reload=True,
     )
@@ -220,8 +220,8 @@ class ModelOptions:
         Integer(0, 1 << 20),
         8192,
         "Many chat templates omit the thinking of earlier answers. The next prompt therefore differs from "
-        "the cached one after the first omission. After an answer with thinking, the daemon computes up to "
-        "this number of tokens of the next prompt in advance, while no other request runs and the machine "
+        "the cached prompt after the first omission. After an answer with thinking, the daemon computes up "
+        "to this number of tokens of the next prompt in advance, while no other request runs and the machine "
         "does not run on battery. 0 disables this computation.",
         key="engine.ahead_tokens",
         reload=True,
@@ -241,7 +241,7 @@ class ModelOptions:
         Choice(("auto", "on", "off")),
         "auto",
         "When to draft tokens (speculative decoding). The drafts come from text that a schema forces, from "
-        "n-grams, and from the `draft` model of an entry. `auto`: only while measurements show that "
+        "n-grams, and from the `draft` model of a config entry. `auto`: only while measurements show that "
         "drafting is faster. `on`: whenever a draft is likely to be right. `off`: never.",
         key="engine.drafts",
         reload=True,

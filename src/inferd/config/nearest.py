@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-# The least similarity of a misspelt name. Names that are less similar share little more than letters, and a
-# hint would mislead.
+# The least similarity between a misspelt name and a suggested name. Less similar names share little more than
+# letters, so a suggestion would mislead.
 LIKENESS = 0.75
 
 

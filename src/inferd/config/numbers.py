@@ -1,4 +1,4 @@
-"""The types of options that are numbers (:mod:`inferd.config.kinds`)."""
+"""The types of options whose values are numbers. See :mod:`inferd.config.kinds`."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Number(Kind):
 
 
 class Seconds(Kind):
-    """A duration in seconds. If ``positive``, zero is not allowed."""
+    """A duration in seconds. If ``positive``, the duration must not be zero."""
 
     def __init__(self, positive: bool = False, maximum: float = 86400.0 * 365) -> None:
         self.positive = positive

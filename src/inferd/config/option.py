@@ -1,4 +1,5 @@
-"""The types of an option, of its value together with the value's origin, and of a parsed config file."""
+"""The data types for options: an option, an option's value with the value's origin, and a parsed config
+file."""
 
 from __future__ import annotations
 
@@ -11,10 +12,11 @@ from inferd.errors import ConfigError
 
 
 class Option(NamedTuple):
-    """One row of the option table. ``flag``, ``env`` or ``key`` is ``None`` if the option has no flag, no
-    environment variable or no key in the config file.
+    """One row of the option table.
 
-    ``reload`` is true if a reload can change the value in a running daemon.
+    ``flag`` is ``None`` if the option has no flag, ``env`` if it has no environment variable, and ``key`` if
+    it has no key in the config file. ``reload`` says whether a reload of the configuration can change the
+    value in a running daemon.
     """
 
     name: str
@@ -33,7 +35,7 @@ class Option(NamedTuple):
         return isinstance(self.kind, SecretText)
 
     def default_for(self, env: Mapping[str, str] | None) -> object:
-        """Returns the default of the option. The default of a path depends on the environment."""
+        """Returns the default of the option. The default of a path depends on the environment ``env``."""
         return self.default(env) if callable(self.default) else self.default
 
 
@@ -49,8 +51,11 @@ def option(
     default_doc: str = "",
     reload: bool = False,
 ) -> Any:
-    """Declares an option as an attribute of Settings. Unless given, the flag and the variable are later
-    derived from the attribute's name."""
+    """Declares an option as an attribute of :class:`inferd.config.settings.Settings`.
+
+    Later, :func:`named` adds the option's name, and derives the flag and the environment variable from this
+    name. With ``flag=False``, the option has no flag. With ``env=None``, it has no variable.
+    """
     return Option(
         name="",
         kind=kind,
@@ -66,14 +71,15 @@ def option(
 
 
 def named(row: Option, name: str) -> Option:
-    """Returns the row that :func:`option` made, completed with its name."""
+    """Returns the option ``row`` from :func:`option` with its name, and with the flag and the environment
+    variable that are derived from the name."""
     upper = name.upper()
     flag = None if row.flag is None else "--" + name.replace("_", "-")
     return row._replace(name=name, flag=flag, env=f"INFERD_{upper}" if row.env == "" else row.env)
 
 
 class OptionValue(NamedTuple):
-    """The value of an option. ``origin`` names the flag, the variable or the key that set it."""
+    """The value of an option. ``origin`` names the flag, the variable or the config key that sets it."""
 
     value: Any
     origin: str
@@ -81,8 +87,8 @@ class OptionValue(NamedTuple):
 
 
 class ConfigFile(NamedTuple):
-    """A parsed config file. ``values`` maps an option name to its key and value. ``backends`` has the fields
-    of each backend, in order."""
+    """A parsed config file. ``values`` maps the name of an option to the option's key and value.
+    ``backends`` has the fields of each config entry, in the order of the file."""
 
     values: Mapping[str, tuple[str, Any]] = MappingProxyType({})
     backends: tuple[dict[str, Any], ...] = ()

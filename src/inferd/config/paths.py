@@ -1,9 +1,9 @@
 """The paths of inferd's sockets, lock, logs, history and models.
 
-The daemon and every client use these rules, so that they find each other. Each function reads the environment
-``env`` (by default ``os.environ``). No function creates a file, and each works even if no directory exists
-yet. An empty variable counts as unset. A relative ``XDG_RUNTIME_DIR`` or ``XDG_DATA_HOME`` counts as unset,
-too, as the XDG base directory specification requires.
+The daemon and its clients compute the paths with the same functions, so that the clients find the daemon.
+Each function reads the environment ``env`` (by default ``os.environ``). No function creates a file, and no
+function needs a directory to exist. An empty variable counts as unset. A relative path in ``XDG_RUNTIME_DIR``
+or ``XDG_DATA_HOME`` counts as unset, too, as the XDG base directory specification requires.
 """
 
 from __future__ import annotations
@@ -41,10 +41,12 @@ def _home(env: Env) -> Path | None:
 def runtime_dir(env: Env = None) -> Path:
     """Returns the directory of the sockets and the lock.
 
-    A process of cron, su or ssh may lack the ``XDG_RUNTIME_DIR`` of a login session. A user therefore has two
-    possible directories: one if the variable is set, and one if it is not. On Linux, if a daemon runs in only
-    one of the two directories, this directory is returned, whether or not the variable is set. A variable
-    that names another directory than that of systemd's sessions is always followed.
+    The directory is ``inferd`` in ``XDG_RUNTIME_DIR`` (on macOS, in ``TMPDIR``) or, if the variable is unset,
+    ~/.inferd/run or /tmp/inferd-UID. A process that cron, su or ssh has started may lack the
+    ``XDG_RUNTIME_DIR`` of the user's login session, which is /run/user/UID. Therefore, on Linux, if a daemon
+    of the user runs in only one of the two directories /run/user/UID/inferd and ~/.inferd/run, returns this
+    directory, whether or not the variable is set. If the variable names a directory other than /run/user/UID,
+    always follows the variable.
     """
     parent = _absolute(env, "TMPDIR" if sys.platform == "darwin" else "XDG_RUNTIME_DIR")
     home = _home(env)
@@ -97,7 +99,7 @@ def v2_socket_path(env: Env = None) -> Path:
 
 
 def framed_socket_path(env: Env = None) -> Path:
-    """The default socket of the framed wire."""
+    """The default socket for length-prefixed frames."""
     return socket_path("framed", env)
 
 
@@ -143,7 +145,7 @@ def log_dir(env: Env = None) -> Path:
 
 
 def cache_dir(env: Env = None) -> Path:
-    """The directory of the prefix cache's files."""
+    """The directory of the files in which the prefix cache keeps KV caches."""
     return state_dir(env) / "cache"
 
 
@@ -153,7 +155,8 @@ def templates_path(env: Env = None) -> Path:
 
 
 def models_home(env: Env = None) -> Path:
-    """Returns the directory of the model store. Other tools may share the store: ``MODELS_HOME`` names it."""
+    """Returns the directory of the model store, which other tools may share. ``MODELS_HOME`` overrides the
+    default directory."""
     named = (os.environ if env is None else env).get("MODELS_HOME", "")
     if named:
         return Path(named).expanduser()

@@ -1,10 +1,10 @@
 """Every option of the daemon, defined once.
 
 Each attribute of :class:`Settings` declares an option: its type and bounds, its default, its flag, its
-environment variable, its key in ``config.json``, whether it is secret, whether a reload can change it, and a
-sentence of documentation. The attributes are in four files, ``*_options.py``. ``OPTIONS`` is the table of all
-options. The flags of ``inferd serve``, the parsers of environment and config file, and docs/config.md are
-generated from this table. No default or bound is defined elsewhere.
+environment variable, its key in ``config.json``, whether the value is secret, whether a reload can change the
+value, and a text for the documentation. The attributes are in four files, ``*_options.py``. ``OPTIONS`` is
+the table of all options. The flags of ``inferd serve``, the parsers of the environment and the config file,
+and docs/config.md are generated from ``OPTIONS``. Defaults and bounds are defined in the four files only.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ __all__ = ["DEFAULT_MODEL", "EXCLUSIVE", "OPTIONS", "TRANSPORTS", "Option", "Set
 
 
 class Settings(LimitOptions, HttpOptions, SocketOptions, ModelOptions):
-    """The daemon's settings. :func:`inferd.config.sources.read` makes them, and they never change.
+    """The daemon's settings, which are immutable. :func:`inferd.config.sources.read` creates them.
 
-    For each surface, either the TCP address or the Unix socket is set. A valid configuration has at least one
-    backend. Durations are in seconds, sizes in bytes.
+    For each surface, either the TCP address or the path of the Unix socket is set. A valid configuration has
+    at least one backend. Durations are in seconds, and sizes in bytes.
     """
 
     backends: tuple[BackendEntry, ...]
     implicit_surfaces: frozenset[str]
-    """Surfaces that are on by default. If their socket cannot be made, the daemon serves without them."""
+    """The surfaces that are on only by default. If the socket of such a surface cannot be bound, the daemon
+    runs without this surface."""
 
-    # No dataclass: to generate the methods of one with this many fields takes 10 ms at each start.
+    # Not a dataclass: with this many fields, generating its methods takes 10 ms at each start.
     def __init__(self, **values: Any) -> None:
         unknown = values.keys() - _NAMES
         if unknown:
@@ -45,12 +46,13 @@ class Settings(LimitOptions, HttpOptions, SocketOptions, ModelOptions):
         raise AttributeError(f"settings do not change; use replaced({name}=…)")
 
     def replaced(self, **values: Any) -> Settings:
-        """Returns a copy of these settings with other ``values``."""
+        """Returns a copy of these settings in which the options in ``values`` have new values."""
         return Settings(**{**self.__dict__, **values})
 
     @property
     def surfaces(self) -> frozenset[str]:
-        """The surfaces to serve. A surface that no backend can serve is left out later."""
+        """The surfaces that the configuration enables. The daemon does not open an enabled surface that no
+        backend can serve."""
         asked = {"v1", "framed"}.union(*map(surfaces_of, self.backends))
         return frozenset(asked | {name for name in ("v2", "embed", "rerank") if getattr(self, name)})
 
@@ -70,11 +72,11 @@ TRANSPORTS = (
     ("embed_tcp", "embed_addr"),
     ("rerank_tcp", "rerank_addr"),
 )
-"""The address options of each surface; a given one replaces the default of the last."""
+"""The address options of each surface. If the TCP address is set, the Unix socket has no default."""
 
 EXCLUSIVE: tuple[tuple[str, ...], ...] = (
     *TRANSPORTS,
     ("model", "model_path"),
     ("api_key", "api_key_file", "api_key_env"),
 )
-"""Mutually exclusive options, if they come from the same source."""
+"""Groups of options of which one source (the flags, the environment, or the config file) may set only one."""

@@ -13,7 +13,7 @@ _SOCKETS = "Sockets"
 
 
 class SocketOptions:
-    """Part of the option table, see :class:`inferd.config.settings.Settings`."""
+    """A part of the option table. See :class:`inferd.config.settings.Settings`."""
 
     lock: Path = option(
         _SOCKETS,

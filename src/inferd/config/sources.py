@@ -1,9 +1,10 @@
-"""Merges flags, environment and config file into Settings.
+"""Merges flags, environment variables and the config file into Settings.
 
-A flag has precedence over the environment, the environment over the config file, and the file over the
-default. Of two mutually exclusive options, the one from the source with lower precedence is ignored.
-:func:`read` does not raise an error in the config file or in the backends, but returns it. The boot raises it
-once the daemon has its lock and its admin socket, and so can report the error there.
+A flag has precedence over an environment variable, a variable over the config file, and the config file over
+the default. If two sources set two options that exclude each other, the option from the source with the lower
+precedence is ignored. If the config file or the list of backends has an error, :func:`read` returns the error
+instead of raising it. The daemon raises the error after it has taken its lock and opened its admin socket, so
+that clients of the admin socket get the error, too.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from inferd.errors import ConfigError, UsageError
 OTHER_VARIABLES = frozenset(
     {"INFERD_ADDRESS", "INFERD_CONFIG", "INFERD_IMPL", "INFERD_CPU_VARIANT", "INFERD_CLI_LOG"}
 )
-"""Variables with the prefix INFERD_ that set no option: the address for clients, the path of the config file,
-two switches, and one variable of inferd 0.2.1."""
+"""Variables with the prefix ``INFERD_`` that set no option: the address for clients, the path of the config
+file, two switches, and one variable of inferd 0.2.1."""
 
 
 MAX_LINE_BYTES_0_2 = 64 * 1024 * 1024
@@ -34,12 +35,12 @@ MAX_LINE_BYTES_0_2 = 64 * 1024 * 1024
 
 
 class LoadedConfig(NamedTuple):
-    """Settings, with ``notes`` to log and, if there is one, the ``problem`` that ends the boot.
+    """Settings, with ``notes`` to log, and with the ``problem`` that ends the boot of a daemon, if any.
 
-    If the problem is in the config file, the settings come from flags, environment and defaults alone.
-    ``serving`` is true if the problem concerns only serving, such as a missing secret. The settings then lack
-    the backends or the key, but a client can use them. ``origins`` maps each option that was given to its
-    flag, its variable, or its key in the file at ``path``.
+    If the problem is in the config file, the settings come from flags, variables and defaults alone.
+    ``serving`` is true if the problem, such as a missing secret, prevents only a daemon from serving. Then
+    the settings have no backends and perhaps no API key, but are good enough for a client. ``origins`` maps
+    each option that is set to its flag, its variable, or its key in the config file at ``path``.
     """
 
     settings: Settings
@@ -53,13 +54,14 @@ class LoadedConfig(NamedTuple):
 def read(
     flags: Mapping[str, object], env: Mapping[str, str] | None = None, *, as_0_2: bool = False
 ) -> LoadedConfig:
-    """Reads flags, environment and config file.
+    """Reads flags, environment variables and the config file.
 
-    ``flags`` maps option names to parsed values, and ``config`` to the path of the file. A value of ``None``
-    means that the flag was not given. With ``as_0_2``, two things are as in inferd 0.2.1. If the config file
-    was named but is missing, that is a note instead of an error. A request line may have 64 MiB, since the
-    clients of 0.2.1 cannot send a long prompt in another way. Raises UsageError for mutually exclusive flags,
-    and ConfigError for an invalid variable or key file.
+    ``flags`` maps option names to parsed values, and ``config`` to the path of the config file. A value of
+    ``None`` means that the flag was not given. ``as_0_2`` is for users of inferd 0.2.1, and changes two
+    things. If the named config file does not exist, the result has a note instead of a problem. The default
+    limit of a request line is 64 MiB, since the clients of 0.2.1 cannot send a long prompt in another way.
+    Raises UsageError for flags that exclude each other, and ConfigError for an invalid variable or an
+    unreadable API key file.
     """
     env = os.environ if env is None else env
     unusable: list[str] = []
@@ -104,8 +106,8 @@ def _file(path: Path, *, required: bool) -> ConfigFile:
         if not required:
             return ConfigFile()
     except OSError:
-        pass  # the reader says why
-    from inferd.config.file import read_file  # without a file, its parser and msgspec are not imported
+        pass  # read_file raises an error with the reason
+    from inferd.config.file import read_file  # imported only if a file exists, since msgspec takes time
 
     return read_file(path)
 
@@ -113,9 +115,9 @@ def _file(path: Path, *, required: bool) -> ConfigFile:
 def load(
     flags: Mapping[str, object], env: Mapping[str, str] | None = None, *, serving: bool = True
 ) -> tuple[Settings, list[str]]:
-    """Calls :func:`read`, and raises the problem if there is one. Returns the settings and the notes.
+    """Calls :func:`read`. Returns the settings and the notes, or raises the ``problem``.
 
-    If ``serving`` is false, a problem that concerns only serving is not raised.
+    If ``serving`` is false, a problem that prevents only a daemon from serving is not raised.
     """
     result = read(flags, env)
     if result.problem is not None and (serving or not result.serving):
@@ -175,8 +177,8 @@ def _check_exclusive(level: Mapping[str, OptionValue], error: type[ConfigError],
 
 
 def config_path(flags: Mapping[str, object], env: Mapping[str, str]) -> tuple[Path, bool]:
-    """Returns the path of the config file, and whether it was named explicitly, so that the file must
-    exist."""
+    """Returns the path of the config file, and whether a flag or a variable names it. A named config file
+    must exist."""
     flag = flags.get("config")
     if isinstance(flag, Path):
         return flag, True
@@ -213,7 +215,7 @@ def _origins(chosen: Mapping[str, OptionValue]) -> dict[str, str]:
 
 
 def _settings(chosen: Mapping[str, OptionValue], env: Mapping[str, str]) -> Settings:
-    """Returns the settings without the backends and without the key that ``api_key_env`` names."""
+    """Returns the settings without the backends, and without the API key in the variable ``api_key_env``."""
     values: dict[str, Any] = {option.name: option.default_for(env) for option in OPTIONS}
     values.update({name: given.value for name, given in chosen.items()})
     for tcp, *_, local in TRANSPORTS:
@@ -221,7 +223,7 @@ def _settings(chosen: Mapping[str, OptionValue], env: Mapping[str, str]) -> Sett
             values[local] = None
     values["implicit_surfaces"] = implicit = _implicit_surfaces(chosen)
     if "uds" in chosen:
-        # Next to the given socket, since another daemon may serve at the default path.
+        # In the directory of the given socket, since another daemon may serve at the default path.
         for name in implicit:
             values[f"{name}_addr"] = values["uds"].with_name(paths.socket_path(name, env).name)
     if values["http"] is not None and "queue_depth" not in chosen:
@@ -232,14 +234,14 @@ def _settings(chosen: Mapping[str, OptionValue], env: Mapping[str, str]) -> Sett
 
 
 def _implicit_surfaces(chosen: Mapping[str, OptionValue]) -> frozenset[Literal["v2", "framed"]]:
-    """Returns the surfaces that are served only by default, without an option for them."""
+    """Returns the surfaces that are on only by default: no option for these surfaces is set."""
     asked = {"v2": ("v2", "v2_addr", "v2_tcp"), "framed": ("framed_addr",)}
     return frozenset(name for name in ("v2", "framed") if not any(option in chosen for option in asked[name]))
 
 
 def _api_key(settings: Settings, env: Mapping[str, str]) -> Secret | None:
-    """Returns the API key for TCP clients. Raises ConfigError if the config file names a variable that is not
-    set."""
+    """Returns the API key for TCP clients. Raises ConfigError if ``api_key_env`` in the config file names a
+    variable that is not set."""
     name = settings.api_key_env
     if name is None:
         return settings.api_key

@@ -1,9 +1,9 @@
-"""The addresses at which a client finds the surfaces of the daemon by default.
+"""The addresses at which a client looks for the surfaces of the daemon by default.
 
-``INFERD_ADDRESS`` names a socket of a daemon. With ``INFERD_ADDRESS``, ``INFERD_ADMIN_ADDR`` names the admin
-socket of the same daemon. Without ``INFERD_ADDRESS``, clients read the variables and the config file of the
-daemon. An address is the path of a Unix socket or ``tcp://IP:port``. An invalid config file is ignored here,
-since the daemon reports it.
+``INFERD_ADDRESS`` is the v1 address of a daemon. If it is set, ``INFERD_ADMIN_ADDR`` is the admin address of
+the same daemon. If ``INFERD_ADDRESS`` is not set, a client reads the addresses from the environment variables
+and the config file that also configure the daemon. An address is the path of a Unix socket or
+``tcp://IP:port``. An invalid config file is ignored here, since the daemon reports its errors.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _PLACES: dict[Surface, tuple[str, str, str]] = {
 
 
 def addresses(env: Mapping[str, str] | None = None) -> dict[Surface, str]:
-    """Returns the addresses that the environment and the config file set. Other surfaces are not in the
-    result.
+    """Returns the addresses of the surfaces. With ``INFERD_ADDRESS``, the result has only the v1 address and
+    perhaps the admin address. If neither the environment nor the config file sets an address, it is empty.
 
     Raises ConfigError if another user may write the config file.
     """
@@ -51,12 +51,12 @@ def addresses(env: Mapping[str, str] | None = None) -> dict[Surface, str]:
         elif isinstance(in_file, str):
             found[surface] = f"tcp://{in_file}"
     if env.get("INFERD_UDS") and "v1" in found and not found["v1"].startswith("tcp://"):
-        # The daemon puts v2 next to a given v1 socket.
+        # The daemon puts the v2 socket in the directory of a given v1 socket.
         found.setdefault("v2", str(Path(found["v1"]).with_name(paths.socket_path("v2", env).name)))
     admin = env.get("INFERD_ADMIN_ADDR") or file.get("admin_addr")
     if isinstance(admin, str):
         found["admin"] = admin
-    if found:  # the others are at their default paths, which do not follow v1
+    if found:  # all other surfaces are at their default paths, even if the v1 socket is elsewhere
         for surface in (*_PLACES, "admin"):
             found.setdefault(surface, str(paths.socket_path(surface, env)))
     return found
