@@ -26,8 +26,8 @@ def written_by_others(path: Path, fd: int) -> str | None:
     """Returns a sentence that says how another user can change or replace the file ``path``, which is open as
     ``fd``. Returns ``None`` if no other user can.
 
-    Root and this user are trusted. Other users may write to a directory with the sticky bit, since they
-    cannot replace a file of this user in such a directory. Raises OSError.
+    Root and this user are trusted. Other users may write to a directory with the sticky bit, which prevents
+    them from replacing the files of this user. Raises OSError.
     """
     where = path.absolute()
     parents = {*where.parents, *where.resolve().parents}

@@ -101,13 +101,13 @@ class Models:
                 self._further.append(model)
             self._names.append(({model.name, pool, *frame.get("aliases", ())} - {""}, model))
             pinned.append(({name} - {""}, replace(model, wire_name=name)))
-        self._names += pinned  # last, since a pool may share the name of one of its backends
+        self._names += pinned  # last, since a pool may have the name of one of its backends
 
     def update_stored(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Replaces the models that the daemon can load on request.
 
-        Each model that generates text supports tools, as it does once it is loaded: if its template has no
-        place for them, the engine describes them in the system message.
+        Each model that generates text supports tools, even before it is loaded: if its template has no place
+        for tools, the engine describes the tools in the system message.
         """
         self._stored = [
             Model(

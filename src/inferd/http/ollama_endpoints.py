@@ -21,13 +21,12 @@ from inferd.http.failures import HttpFailure, UnknownModel
 from inferd.http.models import Model
 
 MODIFIED_AT = "1970-01-01T00:00:00Z"
-"""The daemon does not know the date of a model, but the clients require one."""
+"""The daemon does not know the date of a model, but the clients require a date."""
 
 _PULLED: dict[str, object] = {"status": "success"}
 
 _CUTS = 8
-"""Attempts to shorten a text. Each attempt estimates what fits from the characters per token of the last
-attempt."""
+"""How often a text is shortened at most. Each time, the characters per token show how much text fits."""
 
 
 async def _hello(call: Call) -> None:

@@ -32,7 +32,8 @@ from inferd.http.protocol import Protocol
 from inferd.log import library
 
 KEEP_ALIVE_SECS = 120
-"""Longer than the SDKs keep an idle connection, so that they never reuse one that was just closed."""
+"""Longer than the SDKs keep an idle connection, so that an SDK never reuses a connection that has just
+been closed."""
 
 LAST_WORDS_SECS = 15
 TICK_SECS = 1.0
@@ -94,7 +95,7 @@ def run(setup: Setup, *, supervised: bool = False) -> int:
     _check_certificate(setup)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     activity = log.setup(setup.log_level, Path(setup.log_dir) if setup.log_dir else None)
-    gc.freeze()  # these objects stay, so the garbage collector need not scan them
+    gc.freeze()  # the garbage collector need not scan objects that stay until the end
     # The log's threads format records while requests run. By default a thread may hold the GIL for 5 ms.
     sys.setswitchinterval(SWITCH_SECS)
     try:

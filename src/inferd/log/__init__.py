@@ -50,7 +50,7 @@ LEVELS: Mapping[str, int] = {
 }
 _NAMES = {number: name for name, number in LEVELS.items()}
 
-Record = tuple[float, int, str, str, Mapping[str, object]]  # Unix time, level, component, message, fields
+Record = tuple[float, int, str, str, Mapping[str, object]]  # Unix time, level, component, event, fields
 
 
 def parse_level(text: str) -> int:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 
 def describe(error: BaseException) -> str:
-    """Returns the class of the error and the place where it was raised. The message could quote a prompt, so
-    it is left out."""
+    """Returns the class of the error and the place where it was raised, without the message, which may quote
+    a prompt."""
     place = traceback.extract_tb(error.__traceback__)
     where = f" at {Path(place[-1].filename).name}:{place[-1].lineno}" if place else ""
     return f"{type(error).__name__}{where}"

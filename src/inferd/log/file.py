@@ -23,8 +23,8 @@ KEPT_FILES = 3
 
 
 def _line(entry: Mapping[str, Any]) -> bytes:
-    """Encodes ``entry`` as a line. Escapes control characters, since ``tail`` and ``cat`` would send them to
-    the terminal."""
+    """Encodes ``entry`` as a line. Escapes control characters, which ``tail`` and ``cat`` would send to the
+    terminal."""
     import orjson  # imported by the thread that writes, so that the daemon's start need not wait
 
     line = orjson.dumps(entry)
@@ -75,7 +75,7 @@ class FileSink:
         try:
             while written < len(data):
                 written += os.write(self._fd, memoryview(data)[written:])
-        except OSError:  # the disk is full: no part of a line stays
+        except OSError:  # the disk is full: remove the part of a line that was written
             cut = written - (data.rfind(b"\n", 0, written) + 1)
             os.ftruncate(self._fd, os.fstat(self._fd).st_size - cut)
             raise

@@ -24,8 +24,7 @@ MAX_KEPT = 4096
 CLOSE_SECS = 2.0
 
 BACKGROUND_NAME = "background.log"
-"""The file for stdout and stderr of a daemon without a terminal. It is in the directory of the
-activity log."""
+"""The file for stdout and stderr of a daemon without a terminal, in the directory of the activity log."""
 
 MAX_BACKGROUND_BYTES = 16 * 1024 * 1024
 
@@ -47,7 +46,7 @@ class TextSink:
         self._background = background
         self._colour = stream.isatty() and "NO_COLOR" not in os.environ
         self._batches: queue.SimpleQueue[Sequence[Entry] | None] = queue.SimpleQueue()
-        self._taken = self._written = 0  # each of the two is changed by only one thread
+        self._taken = self._written = 0  # changed by write() and by the stderr thread
         self._thread = threading.Thread(target=self._write_all, name="log-stderr", daemon=True)
         self._thread.start()
 
@@ -132,7 +131,7 @@ class TextSink:
 def short_text(entry: Entry, colour: str | None = None) -> str:
     """Returns an event as one line. ``colour`` is the ANSI code of the terminal colour for the event's
     level."""
-    from inferd import fastpath  # as in __init__.py
+    from inferd import fastpath  # imported by the thread that writes, as in __init__.py
 
     head = f"{entry['level'].upper():5}"
     if colour is not None:
@@ -145,7 +144,7 @@ def short_text(entry: Entry, colour: str | None = None) -> str:
 def _descriptor(stream: TextIO) -> int | None:
     try:
         return stream.fileno()
-    except OSError:  # a stream in memory
+    except OSError:  # a stream in memory has no descriptor
         return None
 
 
@@ -155,6 +154,6 @@ def _plain(value: object) -> str:
 
 
 def _json(value: object) -> str:
-    import orjson  # as in file.py
+    import orjson  # imported by the thread that writes, as in file.py
 
     return orjson.dumps(value).decode()

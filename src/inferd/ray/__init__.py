@@ -62,7 +62,7 @@ def build_app(arguments: Mapping[str, Any]) -> Any:
     for entry in settings.backends:
         if not isinstance(entry, LlamaCppEntry):
             raise ConfigError(
-                f"backend {entry.name!r}: Ray Serve can only deploy local models; leave out this entry"
+                f"backend {entry.name!r}: Ray Serve can only deploy local models; leave out this config entry"
             )
 
     from ray import serve

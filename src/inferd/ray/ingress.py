@@ -162,7 +162,7 @@ def _kind(line: bytes) -> str:
         failed = frame["type"] == "error" and frame["code"] == Unavailable.code and "reason" not in frame
         return "failure" if failed else str(frame["type"])
     except (orjson.JSONDecodeError, LookupError, TypeError):
-        return ""  # the reader of the line reports it
+        return ""  # the code that reads the line reports the error
 
 
 class RayConnection:

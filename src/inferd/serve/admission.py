@@ -189,10 +189,10 @@ class Admission:
 
         ``priority`` is ``interactive`` or ``batch``, ``deadline`` a time of the event loop's clock.
         ``holder`` represents the request in listings. ``again`` marks the retry of a request whose backend
-        failed: it goes to the front of the queue, even of a full queue. While the request waits, ``tell`` is
-        called with each new position in the order of service, from 1. When a request that was told a position
-        may run, ``tell`` is called with 0. Raises AdmissionClosed, QueueFull, DeadlineExceeded, and the
-        errors of ``choice``.
+        failed: the retry goes to the front of the queue, even of a full queue. While the request waits,
+        ``tell`` is called with each new position in the order of service, from 1. When a request that was
+        told a position may run, ``tell`` is called with 0. Raises AdmissionClosed, QueueFull,
+        DeadlineExceeded, and the errors of ``choice``.
         """
         process = self._shares.come(owner, caller)
         try:
@@ -227,7 +227,7 @@ class Admission:
             if displaced is None:
                 raise refusal
             self._leave(displaced)
-            if not displaced.turn.done():  # its client may be leaving right now
+            if not displaced.turn.done():  # its client may have left at this moment
                 displaced.turn.set_exception(refusal)
 
     def _begin(self, waiter: _Waiter, slot: BackendSlot | None = None) -> Permit:
@@ -269,7 +269,7 @@ class Admission:
             if waiter.turn.cancelled():
                 self._leave(waiter)
             elif waiter.turn.exception() is None:
-                self._release(waiter.turn.result())  # the permit and the cancellation came together
+                self._release(waiter.turn.result())  # the permit came just before the cancellation
             raise
         finally:
             for alarm in alarms:

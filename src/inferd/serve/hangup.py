@@ -37,7 +37,8 @@ class HangupWatch:
         :meth:`forget`."""
         if self._epoll is not None:
             self._callbacks[fd] = gone
-            with contextlib.suppress(OSError):  # too many watches: then a failed write shows the end
+            # With too many watches, the first failed write shows that the client has left.
+            with contextlib.suppress(OSError):
                 self._epoll.register(fd, select.EPOLLET)
 
     def forget(self, fd: int, gone: Callable[[], None]) -> None:
@@ -45,7 +46,7 @@ class HangupWatch:
         the new watch stays."""
         if self._epoll is not None and self._callbacks.get(fd) == gone:
             del self._callbacks[fd]
-            with contextlib.suppress(OSError):  # closing a descriptor takes it out of the epoll
+            with contextlib.suppress(OSError):  # closing a descriptor removes the watch
                 self._epoll.unregister(fd)
 
     def close(self) -> None:

@@ -24,9 +24,9 @@ from inferd.serve.strangers import Strangers
 
 # How long accepting pauses when the system cannot provide a connection.
 BACKOFF_SECS = 0.5
-# Connections accepted in one callback, before the event loop serves the open ones.
+# Connections accepted in one callback, before the event loop serves the open connections.
 ACCEPTS_AT_ONCE = 64
-# Refusals are logged at most this often.
+# The shortest time in seconds between two log records about refused connections.
 REFUSALS_SECS = 1.0
 # A silent TCP peer is probed after a minute, and dropped after half a minute without an answer.
 KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}

@@ -20,7 +20,7 @@ class Stay(NamedTuple):
 USUAL = Stay()
 
 Show = Callable[[str, Mapping[str, object]], object]
-"""Called on the event loop with each phase of a load, and its details."""
+"""Called on the event loop with each phase of loading a model, and the details of the phase."""
 
 
 class ModelDirectory(Protocol):

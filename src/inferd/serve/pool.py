@@ -4,7 +4,7 @@ Several backends that serve one name form a pool, if at least one of them is rem
 backend needs one of the daemon's permits. If a request would wait too long for a permit, a remote backend
 serves it. Each remote backend of a pool serves up to ``limit`` requests at a time. A request goes to the
 least loaded remote backend. But a further turn of a conversation goes to the remote backend of the last turn,
-if this backend has at most ``AFFINITY_SLACK`` requests more than the least loaded one.
+if this backend has at most ``AFFINITY_SLACK`` requests more than the least loaded backend.
 
 A :class:`Choice` picks the backend for one request, when the request arrives and again whenever a backend may
 have become free. Everything here runs on the event loop.

@@ -84,7 +84,7 @@ class Router:
         self._queue_names: dict[str, str] = {}
         """The name of the queue of each pool."""
         self.spill_after_secs = SPILL_AFTER_SECS
-        """How long a pooled request waits for a local backend while a remote one has a free slot."""
+        """How long a request to a pool waits for a local backend while a remote backend has room."""
         self.members: tuple[BackendSlot, ...] = ()
         """The backends in order of priority, as last given to :meth:`replace`."""
         self.replace(backends, routes or {})
@@ -163,7 +163,7 @@ class Router:
         return found
 
     def pooled(self, slot: BackendSlot) -> bool:
-        """Whether the backend is in a pool with others."""
+        """Whether the backend is in a pool."""
         return slot.route.serves in self._queue_names
 
     def _regroup(self) -> None:
@@ -175,7 +175,7 @@ class Router:
         self._queue_names = {name: first[name] for name in names}
         self.has_pools = bool(self._queue_names)
         for member in self.members:
-            # A backend outside a pool runs on the daemon's permits, even a remote one.
+            # Requests on a backend outside a pool need a permit, even if the backend is remote.
             member.here = not (member.route.remote and self.pooled(member))
             if member.here:
                 member.forget_health()  # it is no longer polled, so it would stay unhealthy
@@ -240,7 +240,7 @@ _IN_A_REQUEST = {
     "raw": "cannot take a prompt without a chat template or continue an answer; leave out raw and begun",
     "logprobs": "reports no token probabilities; leave out logprobs",
 }
-"""The error text for a backend that lacks a capability of the daemon's own engine."""
+"""By capability of the daemon's own engine, the error text for a backend without this capability."""
 
 
 def _unsupported(backend: Backend, lacking: frozenset[str]) -> InferdError:
@@ -260,7 +260,7 @@ def _unsupported(backend: Backend, lacking: frozenset[str]) -> InferdError:
         if capability in lacking:
             return Unsupported(f'backend "{name}" does not advertise {capability} capability')
     if {"vision", "audio"}.isdisjoint(lacking):
-        has = f"it has {', '.join(adapters)}" if adapters else "its entry of the configuration lists none"
+        has = f"it has {', '.join(adapters)}" if adapters else "its config entry lists none"
         return InvalidRequest(f'backend "{name}" has no LoRA adapter of the name in `lora`; {has}')
     kind = "image" if "vision" in lacking else "audio"
     return AttachmentUnsupported(f'backend "{name}" takes no {kind} attachments')

@@ -53,7 +53,7 @@ from inferd.wire import long_texts
 from inferd.wire.bounds import QUEUE_STEPS
 from inferd.wire.frames import check_id, encode_progress
 
-# Why a request was ended early, besides the reasons that the connection reports.
+# The reasons for ending a request early, besides the reasons that the connection reports.
 _DEADLINE, _STOP = "deadline", "stop"
 
 # If a request is refused because the queue is full, its connection is not read for this time. The time
@@ -271,7 +271,7 @@ class Session(Generic[R]):
             if surface.may_carry_raw is None:
                 return True
             return isinstance(raw, bytes) and not surface.may_carry_raw(raw)
-        except Exception as error:  # as when no thread can be started
+        except Exception as error:  # such as the error when no thread can be started
             self._reserved.release()
             _log.error("request_error", code="internal", error=faults.describe(error), **self._log_fields)
             self._write_error("", BackendInternal(_UNEXPECTED))
@@ -340,7 +340,7 @@ class Session(Generic[R]):
         _log.info("request_done", **answer, **context.fields(), **self._log_fields)
 
     def _show_step(self, request: WireRequest, phase: str, details: Mapping[str, object]) -> None:
-        if not self._conn.blocked:  # skipped for a slow reader: a later frame replaces it
+        if not self._conn.blocked:  # a slow reader gets only a later frame
             self._conn.write(encode_progress(request.id, request.model or "", phase, details))
 
     async def _admit(

@@ -275,7 +275,7 @@ class Surface(ABC, Generic[R]):
         accepts no frames."""
         return None
 
-    # Content after a request. A surface without such content overrides nothing here.
+    # Raw content after a request. A surface without raw content overrides nothing here.
 
     may_carry_raw: Callable[[bytes], bool] | None = None
     """Whether raw content could follow a line or frame. Called before the line is parsed, so the result may

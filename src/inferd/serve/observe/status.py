@@ -25,7 +25,7 @@ from inferd.wire import admin
 MAX_UNREAD_EVENTS = 256  # minutes of a download's progress; then a fresh snapshot is more useful
 
 ShowPull = Callable[[str, Mapping[str, object]], None]
-"""Called with each phase of a download, and its details."""
+"""Called with each phase of a download, and the details of the phase."""
 
 
 async def _no_models() -> Sequence[Mapping[str, object]]:
@@ -120,7 +120,7 @@ class Subscriber(asyncio.Protocol):
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._board = board
         self._connected = False
-        self._begun = b""  # of a line
+        self._begun = b""  # of a line whose end has not arrived
         self._unread: deque[bytes] = deque()
         self._blocked = False
         self._finishing = False
@@ -214,7 +214,7 @@ class Subscriber(asyncio.Protocol):
 
     async def _pull(self, name: str) -> None:
         def show(phase: str, details: Mapping[str, object]) -> None:
-            if not self._blocked:  # skipped for a slow reader: a later frame replaces it
+            if not self._blocked:  # a slow reader gets only a later frame
                 self.send(admin.pulling(name, phase, details))
 
         try:
