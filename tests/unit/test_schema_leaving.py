@@ -17,7 +17,7 @@ from inferd.engine.events import Frames
 from inferd.engine.local import _llama
 from inferd.engine.local.child.host import _Job as Job
 from inferd.engine.local.conversation import NOTHING, prepare
-from inferd.engine.local.schema import family_guides, notations, schema_check
+from inferd.engine.local.schema import family_guides, notations, schema_check, schema_places
 from inferd.engine.local.schema.family_repairs import repaired
 from inferd.engine.local.suggested import DEFAULTS
 from inferd.engine.requests import GenerateRequest
@@ -62,6 +62,35 @@ def test_a_schema_that_takes_long_lets_another_in() -> None:
             schema_check._turn.poll()
         assert read_by_other.is_set()
     other.join()
+
+
+def test_a_client_that_leaves_while_its_schema_waits_for_its_turn_gets_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    left, refused = _llama.Cancellation(), []
+    monkeypatch.setattr(schema_check, "parse", None)  # to parse the schema would be an error
+
+    def read_it() -> None:
+        with left, pytest.raises(InvalidRequest, match="its client has left") as error:
+            schema_check.read("{}")
+        refused.append(error)
+
+    reader = threading.Thread(target=read_it)
+    with schema_check._turn:
+        reader.start()
+        left.cancel()
+    reader.join()
+    assert refused
+    monkeypatch.undo()
+    assert schema_check.read("{}") == {}  # the turn is free again
+
+
+@pytest.mark.parametrize("walk", [schema_places.count, schema_places.nodes, schema_places.schemas])
+def test_a_walk_through_a_schema_ends_when_its_client_leaves(walk: Callable[[Any], Any]) -> None:
+    left = _llama.Cancellation()
+    left.cancel()
+    with left, pytest.raises(InvalidRequest, match="its client has left"):
+        next(walk({}))
 
 
 @pytest.mark.parametrize("end", [Job.drop, Job.cancel])
@@ -163,6 +192,19 @@ async def test_a_client_that_leaves_ends_the_preparation_of_its_request(
     await engine.close()
     assert asked.cancelled()
     assert told.is_set()
+
+
+async def test_no_preparation_begins_for_a_client_that_has_left(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await asyncio.to_thread(load, tiny_llama)
+    await engine.start()
+    monkeypatch.setattr(engine, "_prepare", None)  # to prepare the request would be an error
+    left = _llama.Cancellation()
+    left.cancel()
+    with pytest.raises(InvalidRequest, match="its client has left"):
+        await engine.generate(ask("Why?"), left)
+    await engine.close()
 
 
 async def test_an_answer_is_dropped_when_its_client_left_during_its_preparation(

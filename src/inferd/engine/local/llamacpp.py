@@ -304,6 +304,7 @@ class LlamaCpp(Backend):
     ) -> tuple[int, Prepared, Ended] | Done:
         trace.began = perf_counter()
         with cancellation:
+            _llama.stop_if_cancelled()
             answer = self._prepare(request)
         trace.submitted = perf_counter()
         return answer

@@ -29,6 +29,7 @@ from referencing.jsonschema import specification_with
 from inferd.engine.local import _llama
 from inferd.engine.local.schema.schema_places import MAX_SCHEMAS, count, nodes, refusal, schemas, step
 from inferd.engine.local.schema.schema_rules import may_match_twice
+from inferd.errors import InvalidRequest
 
 PATTERN_SECONDS = 0.2
 MOST_SECONDS = 2.0
@@ -54,7 +55,13 @@ class Turn:
         self._end = 0.0
 
     def __enter__(self) -> None:
+        """Raises ``InvalidRequest`` if the request of this thread was cancelled while it waited."""
         self._lock.acquire()
+        try:
+            _llama.stop_if_cancelled()
+        except InvalidRequest:
+            self._lock.release()
+            raise
         self._end = time.monotonic() + self.SLICE_SECS
 
     def __exit__(self, *_: object) -> None:

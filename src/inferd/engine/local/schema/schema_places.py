@@ -1,4 +1,7 @@
-"""Visits the subschemas of a JSON Schema, and makes errors that contain a JSON pointer."""
+"""Visits the subschemas of a JSON Schema, and makes errors that contain a JSON pointer.
+
+A visit ends at the next subschema if the request that the thread prepares is cancelled.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Iterator, Set
 from typing import Any
 from urllib.parse import unquote
 
+from inferd.engine.local import _llama
 from inferd.errors import InvalidRequest
 
 MAX_DEPTH = 100
@@ -73,6 +77,7 @@ def nodes(schema: Any) -> Iterator[dict[str, Any]]:
     """Yields each JSON object in the schema, even those that are not schemas."""
     left = [schema]
     while left:
+        _llama.stop_if_cancelled()
         node = left.pop()
         if isinstance(node, dict):
             yield node
@@ -86,6 +91,7 @@ def count(root: Any) -> int:
     ``MAX_SCHEMAS``."""
     left, found = [root], 0
     while left and found <= MAX_SCHEMAS:
+        _llama.stop_if_cancelled()
         node = left.pop()
         found += isinstance(node, bool | dict)
         if isinstance(node, dict):
@@ -97,6 +103,7 @@ def schemas(root: Any) -> Iterator[dict[str, Any]]:
     """Yields the root, its subschemas, and the targets of references."""
     left, seen = [root], set()
     while left:
+        _llama.stop_if_cancelled()
         node = left.pop()
         if not isinstance(node, dict) or id(node) in seen:
             continue
