@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import cast
 
 from inferd.engine.events import Frames
+from inferd.engine.local.child import messages as m
+from inferd.engine.local.child.jobs import Job, JobQueue
+from inferd.engine.local.child.process import EngineProcess, Receiver
 from inferd.engine.requests import FrameTemplate, GenerateRequest, Message
 from tests.in_process import until
 from tests.requests import generate_request
@@ -14,13 +18,82 @@ from tests.unit.test_engine_process import ask, begin, finish, hosted
 # Clients that leave, or do not read.
 
 
-async def test_a_request_keeps_its_turn_until_the_process_is_done_with_it() -> None:
+async def test_a_request_runs_until_the_process_is_done_with_it() -> None:
     async with hosted() as model:
         stream = await begin(model, ask())
         stream.close()
         assert len(model._jobs.running) == 1
         await until(lambda: not model._jobs.running)
         assert (await finish(await model.generate(ask(max_tokens=2)))).stop_reason == "length"
+
+
+class Sent:
+    """An engine process that does nothing. ``sent`` are the messages that it got."""
+
+    running = True
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[int, int]] = []
+
+    def submit(self, kind: int, body: bytes, fds: list[int], receiver: Receiver) -> int:
+        self.sent.append((kind, len(self.sent) + 1))
+        return len(self.sent)
+
+    def tell(self, kind: int, job: int, body: bytes = b"") -> None:
+        self.sent.append((kind, job))
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def queue(process: Sent, limit: int) -> JobQueue:
+    jobs = JobQueue(limit)
+    jobs.serve(cast("EngineProcess", process))
+    return jobs
+
+
+async def test_the_next_request_is_sent_before_the_process_is_done_with_one_that_left() -> None:
+    jobs = queue(process := Sent(), limit=1)
+    first, second = (Job(jobs, ask(), alone=False) for _ in range(2))
+    await first.begin()
+    waiting = asyncio.create_task(second.begin())
+    await settle()
+    assert process.sent == [(m.GENERATE, 1)]
+    first.leave()
+    await settle()
+    assert waiting.done()
+    assert process.sent == [(m.GENERATE, 1), (m.DROP, 1), (m.GENERATE, 3)]
+
+
+async def test_a_process_that_is_not_done_with_too_many_requests_gets_no_other() -> None:
+    jobs = queue(process := Sent(), limit=2)
+    left = [Job(jobs, ask(), alone=False) for _ in range(4)]
+    for job in left:
+        begun = asyncio.create_task(job.begin())
+        await settle()
+        assert begun.done()
+        job.leave()
+    waiting = [asyncio.create_task(Job(jobs, ask(), alone=False).begin()) for _ in range(2)]
+    for ended in range(3):
+        await settle()
+        assert [task.done() for task in waiting] == [ended > 0, ended > 1]
+        left[ended].take(m.GONE, b"", [])
+    assert len(process.sent) == 10  # six requests, and four that left
+
+
+async def test_a_suspect_waits_until_the_process_is_done_with_one_that_left() -> None:
+    jobs = queue(Sent(), limit=2)
+    left, suspect = Job(jobs, ask(), alone=False), Job(jobs, ask(), alone=True)
+    await left.begin()
+    left.leave()
+    waiting = asyncio.create_task(suspect.begin())
+    await settle()
+    assert not waiting.done()
+    left.take(m.GONE, b"", [])
+    await settle()
+    assert waiting.done()
 
 
 async def test_a_reader_that_does_not_read_rests_and_another_is_served() -> None:
@@ -66,7 +139,7 @@ async def test_abandoned_preparations_are_no_more_than_the_sequences() -> None:
         for task, stream in zip(begun, streams, strict=True):
             task.cancel()
             stream.close()
-        # Waiting requests leave at once; the others hold their turns until the process confirms the end.
+        # Waiting requests leave at once; the others run until the process confirms the end.
         assert len(model._jobs.running) == 2
         assert not model._jobs._queue
         assert (await finish(await model.generate(ask(max_tokens=1)))).stop_reason == "length"

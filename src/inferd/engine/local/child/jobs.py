@@ -1,9 +1,10 @@
 """The requests to an engine process: their queue, and the messages that come back.
 
 A :class:`Job` waits in the queue, sends its request to the process, and collects the messages that come back.
-:class:`JobQueue` runs at most ``limit`` jobs at once and starts them in order of arrival. If the client of a
-running job leaves, the job counts against ``limit`` until the process reports the job's end, because the
-process still works on it. A job that is suspected of crashing engine processes runs alone.
+:class:`JobQueue` starts jobs in order of arrival. At most ``limit`` jobs with a client run at once. If the
+client of a running job leaves, the job runs until the process reports its end. The next job does not wait for
+that report, but at most twice ``limit`` jobs run at once. A job that is suspected of crashing engine
+processes runs alone.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Job:
         self._number = 0
         self._messages: deque[Message] = deque()
         self._error: InferdError | None = None
-        self._left = False
+        self.left = False
         self._waiter: asyncio.Future[None] | None = None
 
     async def begin(self) -> bool:
@@ -63,10 +64,10 @@ class Job:
         except BaseException:
             self._give_up_turn()
             raise
-        if self._left or self._error is not None or not process.running:
+        if self.left or self._error is not None or not process.running:
             m.close_all(fds)
             self._give_up_turn()
-            if self._left:
+            if self.left:
                 return False
             raise self._error or EngineEnded("the engine ended before the request began; send it again")
         kind = {GenerateRequest: m.GENERATE, EmbedRequest: m.EMBED, RankRequest: m.RANK}[type(self.request)]
@@ -90,7 +91,7 @@ class Job:
         raise self._error or EngineEnded("the request was dropped")
 
     async def _until(self, reached: Callable[[], bool]) -> None:
-        while not reached() and self._error is None and not self._left:
+        while not reached() and self._error is None and not self.left:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
 
@@ -115,14 +116,16 @@ class Job:
 
     def leave(self) -> None:
         """Ends the job, because its messages have no reader any more. May be called again."""
-        if self._left:
+        if self.left:
             return
-        self._left = True
+        self.left = True
         if self.process is None:
             self._jobs.quit(self)
             self.ended = True
         elif self._number and not self.ended:
             self.process.tell(m.DROP, self._number)
+        # Not at once: the clients of other jobs in the queue may have left at the same moment.
+        asyncio.get_running_loop().call_soon(self._jobs.look_again)
         self._close_fds()
         self._wake()
 
@@ -136,7 +139,7 @@ class Job:
     def take(self, kind: int, body: bytes, fds: list[int]) -> None:
         if kind in m.ENDS:
             self._give_up_turn()
-        if self._left:
+        if self.left:
             m.close_all(fds)
         else:
             self._messages.append((kind, body, fds))
@@ -166,8 +169,8 @@ class Job:
 
 
 class JobQueue:
-    """Runs at most ``limit`` jobs at once, on the process that was last passed to :meth:`serve`. A job with
-    ``alone`` runs only while no other job runs."""
+    """Runs at most ``limit`` jobs with a client, and at most twice ``limit`` jobs, on the process that was
+    last passed to :meth:`serve`. A job with ``alone`` runs only while no other job runs."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -178,20 +181,19 @@ class JobQueue:
     def serve(self, process: EngineProcess | None) -> None:
         """Runs the jobs on ``process``. While ``process`` is ``None``, the jobs wait."""
         self._process = process
-        self._call_next()
+        self.look_again()
 
     def join(self, job: Job) -> None:
         self._queue.append(job)
-        self._call_next()
+        self.look_again()
 
     def quit(self, job: Job) -> None:
         if job in self._queue:
             self._queue.remove(job)
-            self._call_next()
 
     def end(self, job: Job) -> None:
         self.running.discard(job)
-        self._call_next()
+        self.look_again()
 
     def take_running(self) -> set[Job]:
         """Returns and removes the running jobs, after their process has ended."""
@@ -205,15 +207,18 @@ class JobQueue:
             job.ended = True
             job.fail(error())
 
-    def _call_next(self) -> None:
-        while self._queue and self._process is not None:
-            job = self._queue[0]
-            most = 1 if job.alone or any(other.alone for other in self.running) else self.limit
-            if len(self.running) >= most:
-                return
-            self._queue.popleft()
+    def look_again(self) -> None:
+        """Starts the next jobs if there is room for them."""
+        while self._queue and self._process is not None and self._has_place_for(self._queue[0]):
+            job = self._queue.popleft()
             self.running.add(job)
             job.start(self._process)
+
+    def _has_place_for(self, job: Job) -> bool:
+        if job.alone or any(other.alone for other in self.running):
+            return not self.running
+        with_client = sum(not other.left for other in self.running)
+        return with_client < self.limit and len(self.running) < 2 * self.limit
 
 
 Packed = tuple[bytes, list[int]]
