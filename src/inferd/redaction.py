@@ -12,7 +12,7 @@ from functools import cache, lru_cache
 # In each pattern the unbounded repetition comes last and is not nested, so a match never backtracks, and the
 # time is linear in the length of the text.
 
-_START = r"(?:(?<![A-Za-z0-9])|(?<=%[0-9A-Fa-f]{2}))"  # not after a letter or digit, except one of %2F
+_START = r"(?:(?<![A-Za-z0-9])|(?<=%[0-9A-Fa-f]{2}))"  # not within a word; may follow %2F
 _SEPARATOR = r"(?:\\{0,3}[\"'])?[ \t]{0,4}[:=][ \t]{0,4}"
 _QUOTED = r"""(')(?:[^'\\]|\\.)*|(")(?:[^"\\]|\\.)*|(\\")(?:[^"\\]|\\\\(?:\\")?|\\[^"\\])*"""
 _SENSITIVE = r"(?:password|passwd|pwd|api[-_]?key|secret(?:[-_]?access)?[-_]?key|secret|token)"

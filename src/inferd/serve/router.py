@@ -221,7 +221,7 @@ class Router:
         return (*self.members, *self._added)
 
     def serves(self, model: str) -> bool:
-        """Whether ``model`` is the name, the model or a pool's name of a configured backend."""
+        """Whether requests for ``model`` reach a configured backend."""
         return any(member.is_named(model) for member in self.members)
 
     def names(self) -> set[str]:

@@ -1,8 +1,8 @@
 """The metrics for Prometheus: the metric families, and an HTTP server for ``GET /metrics``, built with h11.
 
 This module is imported only if metrics are enabled. Each connection gets one answer. At most
-``MAX_CONNECTIONS`` connections are open at a time. Each connection is closed after ``TIMEOUT_SECS``, even
-while the client sends or receives.
+``MAX_CONNECTIONS`` connections are open at a time. Each connection is closed after ``TIMEOUT_SECS`` at the
+latest.
 """
 
 from __future__ import annotations

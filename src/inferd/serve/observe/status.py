@@ -41,10 +41,10 @@ async def _no_download(name: str, show: ShowPull) -> str:
 
 
 class StatusBoard:
-    """The state of the daemon, and its subscribers. The board calls four functions. ``report`` returns the
-    details of a snapshot, and ``list_models`` returns one row for each model. ``unload`` unloads a model, and
-    returns the number of requests that still run on this model. ``pull`` downloads a model, and returns its
-    name. All methods run on the event loop's thread."""
+    """The state of the daemon for the subscribers of the admin socket. The board calls four functions.
+    ``report`` returns the details of a snapshot, and ``list_models`` returns one row for each model.
+    ``unload`` unloads a model, and returns the number of requests that still run on this model. ``pull``
+    downloads a model, and returns its name. All methods run on the event loop's thread."""
 
     def __init__(
         self,
