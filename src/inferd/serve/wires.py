@@ -1,8 +1,9 @@
 """Reads requests from a connection in one of two wire forms, and detects the form.
 
 ``Lines`` is newline-delimited JSON; the raw bytes of attachments may follow a line. ``Frames`` is the form of
-:mod:`inferd.wire.framed`: length-prefixed frames. A connection keeps its form to the end. Both classes raise
-FrameTooLarge, NotJson or MalformedFrame if they cannot tell where the next request begins.
+:mod:`inferd.wire.framed`: length-prefixed frames. A connection keeps its form to the end. ``Lines`` and
+``Frames`` raise FrameTooLarge, NotJson or MalformedFrame if the beginning of the next request cannot be
+found.
 """
 
 from __future__ import annotations

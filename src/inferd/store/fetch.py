@@ -50,9 +50,8 @@ _log = log.get("store")
 
 
 def resolve(store: ModelStore, spec: ModelSpec) -> CatalogueModel:
-    """Returns the pinned model for ``spec``. The sha256 comes from ``spec``. If ``spec`` has no sha256, it
-    comes from the catalogue, or else from the model's manifest in the store. Raises StoreError if none of
-    them has the sha256."""
+    """Returns the pinned model for ``spec``. The sha256 comes from ``spec``, or else from the catalogue, or
+    else from the model's manifest in the store. Raises StoreError if no sha256 is found."""
     known = lookup(spec.name)
     if spec.sha256 is not None:
         digest = check_sha256(spec.sha256)

@@ -21,7 +21,7 @@ from inferd.errors import ModelError
 MAX_HEADER_BYTES = 256 << 20
 _MAX_KEYS = 10_000
 _MAX_TEXT_BYTES = 1 << 20
-# Larger blocks, once freed, would stay in the memory of the daemon.
+# A freed block that is larger than this would stay in the memory of the daemon.
 _CHUNK_BYTES = 64 << 10
 
 Value = int | float | bool | str

@@ -41,9 +41,9 @@ _log = log.get("store")
 CONNECT_SECS = 30.0
 STALL_SECS = 60.0
 TRIES = 5
-PAUSE_SECS = 1.0  # before the first retry; doubles with each further one
+PAUSE_SECS = 1.0  # before the first retry; doubles with each further retry
 MAX_PAUSE_SECS = 120.0  # the longest Retry-After that is obeyed
-GOOD_TRY_BYTES = 1 << 20  # a try that got this much does not count: large files may need many connections
+GOOD_TRY_BYTES = 1 << 20  # after such a try, the count of failures starts again
 MAX_REDIRECTS = 10
 HUB = "https://huggingface.co"
 
@@ -162,7 +162,7 @@ class Https(Source):
         """Prepares the sink for the body that follows ``head``. If the body is not usable, returns a Setback
         or raises FetchError."""
         etag, length = head.headers.get("ETag", ""), head.headers.get("Content-Length", "")
-        etag = etag if etag.isascii() else ""  # others cannot be sent in a request header
+        etag = etag if etag.isascii() else ""  # HTTP headers are ASCII
         if head.headers.get("Content-Encoding", "identity") != "identity":
             raise FetchError("the server sends it compressed, although that was not asked for")
         if head.status == 206:

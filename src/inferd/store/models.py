@@ -4,11 +4,11 @@ programs may use the same store.
 ::
 
     HOME/blobs/sha256/AA/HASH/data            a model file, AA the first two hex digits of its sha256
-    HOME/blobs/sha256/AA/HASH/verified.json   its size, mtime and inode at the last verification
+    HOME/blobs/sha256/AA/HASH/verified.json   the file's size, mtime and inode at its last verification
     HOME/blobs/sha256/AA/HASH/produced_by     marks a file that inferd installed
     HOME/blobs/sha256/AA/.partial-HASH/       a download in progress
-    HOME/manifests/NAME.json                  the blob of a name, and its origin
-    HOME/locks/NAME.lock, .HASH.lock          held while a name or a blob is written or removed
+    HOME/manifests/NAME.json                  the blobs of the model NAME, and their sources
+    HOME/locks/NAME.lock, .HASH.lock          held while a model or a blob is written or removed
     HOME/locks/quarantine/                    files with the wrong content
 
 Every write is atomic: a temporary file is written, synced and renamed, and then the directory is synced. A

@@ -3,7 +3,7 @@
 ::
 
     .partial-HASH/data.tmp      the bytes received so far
-    .partial-HASH/source.json   their source, so that a later process can resume
+    .partial-HASH/source.json   the source of these bytes, so that a later process can resume
     .partial-HASH/scratch/      temporary files while the source is copied
 
 Only the process that holds the blob's lock reads or writes these files. ``data.tmp`` becomes the blob only
@@ -25,7 +25,7 @@ from inferd.errors import BootCancelled, FetchError, StoreError
 from inferd.store.models import UNREADABLE, ModelStore, write_whole
 
 SPARE_BYTES = 16 << 20  # left free on the disk for other programs
-HASH_CHUNK_BYTES = 4 << 20  # small enough to notice a cancellation between two
+HASH_CHUNK_BYTES = 4 << 20  # small enough to notice a cancellation between two chunks
 
 
 class Mark(msgspec.Struct, frozen=True, kw_only=True):

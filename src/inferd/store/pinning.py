@@ -192,7 +192,7 @@ def _look_at(
     the file belongs to a split model but is not the first file of the split model."""
     with open_file(path, None, progress=progress, cancelled=cancelled) as opened:
         _check_magic(opened)
-        with suppress(ModelError):  # llama.cpp may read a header that we cannot
+        with suppress(ModelError):  # llama.cpp may read a header that inferd cannot read
             if first and (parts := read_card(opened.fd, path).parts) > 1 and len(opened.parts) != parts - 1:
                 raise StoreError(
                     f"{path} is one of the {parts} files of a split model; name the first of them, whose name"

@@ -21,8 +21,8 @@ from pathlib import Path
 from inferd import private
 from inferd.errors import BootCancelled, LockHeld, StoreError
 
-LOOK_SECS = 0.5  # far longer than testing a lock takes
-POLL_SECS = 0.1  # the latest that a waiter notices a cancellation
+LOOK_SECS = 0.5  # far longer than `is_held` holds its shared lock
+POLL_SECS = 0.1  # the longest time until a wait notices a cancellation
 
 
 @contextmanager
@@ -197,7 +197,7 @@ def _open(path: Path) -> int:
             raise StoreError(f"the lock {path} is a symbolic link; remove it") from error
         raise StoreError(f"cannot open the lock {path}: {error.strerror}") from error
     found = os.fstat(fd)
-    # With a hard link, the pid would be written into a file from another place.
+    # With a hard link, the pid would overwrite a file that has another purpose.
     if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
         os.close(fd)
         raise StoreError(f"the lock {path} is not a plain file, or has a hard link; remove it")

@@ -5,8 +5,8 @@ cache. So the directory has mode 0700, and its files have mode 0600. The head na
 the context of the state, and the user who owns the state (``scope``). Two authentication codes protect a file
 (HMAC-SHA256, with a key that is stored in the directory). The first code covers the head, and is checked when
 the directory is opened. The second code covers the whole file, and is checked before the state is used. A
-file that is damaged, cut short, or made with another key is never used. The file is removed, and ``removed``
-counts it.
+file that is damaged, cut short, or made with another key is never used. The daemon removes the file, and
+counts the removal in ``removed``.
 
 A file is written under a temporary name and renamed when it is complete. If a daemon is killed, the next
 daemon removes the temporary files. All files together stay within a budget of bytes: the least recently used
@@ -185,7 +185,7 @@ class StateFiles:
         temp, path = self._directory / (name + _TEMP), self._directory / (name + _SUFFIX)
         out = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(out, fcntl.LOCK_EX)  # keeps other daemons from removing it as a leftover
+            fcntl.flock(out, fcntl.LOCK_EX)  # keeps other daemons from removing the file as a leftover
             start = MAGIC + len(packed).to_bytes(4, "little") + packed
             head_code = hmac.digest(self._key, start, "sha256")
             _write_all(out, start + head_code)

@@ -97,7 +97,7 @@ def collect(store: ModelStore, *, quarantine: bool, dry_run: bool) -> Iterator[R
     for path in sorted((store.home / "blobs" / "sha256").glob("[0-9a-f][0-9a-f]/*")):
         if rubbish := _rubbish(store, path):
             with suppress(LockHeld), Lock.acquire(store.blob_lock(_digest_in(path))):
-                if _rubbish(store, path):  # it has not come into use meanwhile
+                if _rubbish(store, path):  # the directory has not come into use meanwhile
                     yield rubbish
                     if not dry_run:
                         _discard(path) if path.name.startswith(".") else store.remove_blob(path.name)
@@ -136,8 +136,8 @@ def _held(lock: Path, what: str) -> Lock:
 
 
 def _is_ours(partial: Path) -> bool:
-    """Whether the download directory ``partial`` is empty, or inferd created it. The names of its files tell
-    who created it."""
+    """Whether the download directory ``partial`` is empty, or contains a ``scratch`` or ``source.json`` of
+    inferd."""
     names = {path.name for path in partial.iterdir()}
     return not names or bool(names & {"scratch", "source.json"})
 

@@ -26,7 +26,7 @@ from inferd.store.source import REPORT_SECS
 
 _log = log.get("store")
 
-HASH_CHUNK_BYTES = 4 << 20  # hashed without the GIL; small enough to notice a cancellation between two
+HASH_CHUNK_BYTES = 4 << 20  # hashed without the GIL; small enough to notice a cancellation between chunks
 
 
 @dataclass(slots=True)

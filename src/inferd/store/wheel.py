@@ -123,7 +123,7 @@ class Wheel(Source):
         (scratch / "requirements.txt").write_text(f"{self.package}=={self.version}{pin}\n")
         reporter.report(0)
         with (scratch / "output").open("w+b") as output:
-            # In the scratch directory, because Python imports modules from the current directory.
+            # pip runs in the scratch directory, because Python imports modules from the current directory.
             child = subprocess.Popen(  # noqa: S603 (no shell, and every word was checked above)
                 (sys.executable, *_PIP, *demand),
                 cwd=scratch,

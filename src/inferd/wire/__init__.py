@@ -1,2 +1,2 @@
-"""The wire formats of all surfaces: their types, their validation and their encoding. Nothing here
-does I/O."""
+"""The wire formats of all surfaces: the types of requests, and the parsing, validation and encoding. This
+package does no I/O."""

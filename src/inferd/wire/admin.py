@@ -1,8 +1,8 @@
-"""The admin surface: encodes status frames for subscribers, and parses them for the client.
+"""The messages on the admin socket: encodes status frames in the daemon, and parses them in the client.
 
-Every frame is ``{"id":"admin","type":"status","status":…}``, and its details are further keys of this object.
-A subscriber may send :data:`SNAPSHOT_REQUEST`, :data:`MODELS_REQUEST`, :func:`unload_request` and
-:func:`pull_request`, each any number of times.
+Every frame is ``{"id":"admin","type":"status","status":…}``, and the details of the status are further keys
+of this object. A client of the admin socket may send :data:`SNAPSHOT_REQUEST`, :data:`MODELS_REQUEST`,
+:func:`unload_request` and :func:`pull_request`, each any number of times.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from inferd.errors import ProtocolError
 
 
 def encode_status(status: str, details: Mapping[str, Any] | None = None) -> bytes:
-    """Encodes a status frame as a line. ``details`` keep their order, and must not contain the keys ``id``,
-    ``type`` and ``status``."""
+    """Encodes a status frame as a line. The keys of ``details`` keep their order. ``details`` must not
+    contain the keys ``id``, ``type`` and ``status``."""
     frame = {"id": "admin", "type": "status", "status": status, **(details or {})}
     return orjson.dumps(frame, option=orjson.OPT_APPEND_NEWLINE)
 
@@ -33,14 +33,14 @@ def unload_request(model: str) -> bytes:
 
 
 def pull_request(model: str) -> bytes:
-    """Encodes a request to download a model. :func:`pulling` reports each step, and :func:`pulled` or
-    :func:`refused` the end."""
+    """Encodes a request to download a model. The answers are a :func:`pulling` for each step, and at the end
+    :func:`pulled` or :func:`refused`."""
     return orjson.dumps({"type": "pull", "model": model}, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def read_request(line: bytes) -> tuple[str, str]:
-    """Returns the type of a subscriber's request and the model that it names. The type and the model are
-    empty for an invalid request. ``line`` has no newline."""
+    """Returns the type of a client's request, and the name of the model in the request. Returns two empty
+    strings for an invalid request. ``line`` has no newline."""
     if len(line) > MAX_REQUEST_BYTES:
         return "", ""
     try:
@@ -62,24 +62,24 @@ def loading_model(phase: str, details: Mapping[str, Any]) -> bytes:
 
 
 def restarting(phase: str, details: Mapping[str, Any]) -> bytes:
-    """Encodes a step of a reload. The first step is ``config``, and the others are those of loading a
-    model."""
+    """Encodes a step of a reload: first ``config``, then the steps of :func:`loading_model`."""
     return encode_status("restarting", {"phase": phase, **details})
 
 
 def reload_failed(message: str) -> bytes:
-    """Encodes the event that a reload failed and the old configuration stays. ``message`` gives the reason
-    and a remedy."""
+    """Encodes the event that a reload failed and the old configuration stays in use. ``message`` gives the
+    reason and a remedy."""
     return encode_status("reload_failed", {"message": message.encode("utf-8", "backslashreplace").decode()})
 
 
 def failed(message: str) -> bytes:
-    """Encodes the failure of the boot. ``message`` gives the reason and a remedy."""
+    """Encodes the event that the daemon failed to start. ``message`` gives the reason and a remedy."""
     return encode_status("failed", {"message": message.encode("utf-8", "backslashreplace").decode()})
 
 
 def snapshot(lifecycle: bytes, report: Mapping[str, Any]) -> bytes:
-    """Encodes the answer to :data:`SNAPSHOT_REQUEST`. ``lifecycle`` is the current lifecycle frame."""
+    """Encodes the answer to :data:`SNAPSHOT_REQUEST`. ``lifecycle`` is the last frame about the daemon's
+    state, such as ``READY``."""
     current = parse(lifecycle)
     del current["id"], current["type"]
     return encode_status("snapshot", {"lifecycle": current, **report})
@@ -97,8 +97,8 @@ def model(name: str, state: str, details: Mapping[str, Any]) -> bytes:
 
 
 def unloaded(name: str, running: int) -> bytes:
-    """Encodes the answer to :func:`unload_request`. ``running`` is the number of requests that the unload
-    waits for."""
+    """Encodes the answer to :func:`unload_request`. ``running`` is the number of requests that the model
+    still serves. The model is unloaded when these requests have ended."""
     return encode_status("unload", {"model": name, "running": running})
 
 
@@ -113,17 +113,18 @@ def pulled(name: str, stored_as: str) -> bytes:
 
 
 def refused(name: str, code: str, message: str) -> bytes:
-    """Encodes the answer to an :func:`unload_request` or a :func:`pull_request` that failed."""
+    """Encodes the answer to an :func:`unload_request` or a :func:`pull_request` that the daemon could not
+    carry out."""
     return encode_status("refused", {"model": name, "code": code, "message": message})
 
 
 def breaker(backend: str, state: str) -> bytes:
-    """Encodes the event that a backend's breaker is now ``open``, ``half-open`` or ``closed``."""
+    """Encodes the event that a backend's circuit breaker is now ``open``, ``half-open`` or ``closed``."""
     return encode_status("breaker", {"backend": backend, "state": state})
 
 
 def parse(line: bytes | memoryview) -> dict[str, Any]:
-    """Parses the status frame on a line. Raises ProtocolError for anything else."""
+    """Parses the status frame on ``line``. Raises ProtocolError if ``line`` is not a status frame."""
     try:
         frame = orjson.loads(line)
     except orjson.JSONDecodeError:

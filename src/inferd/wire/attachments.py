@@ -1,9 +1,10 @@
 """Attachments of a request: their metadata and their bytes.
 
-An attachment has its content as base64 in ``bytes``, or in ``size`` the number of raw bytes that follow the
-line. The raw bytes of all attachments follow in order, without separators. The rules for raw bytes are the
-same for every kind of attachment, so that the daemon finds the next line even if it refuses the request. On
-the framed wire, the content of an attachment without ``bytes`` follows in a blob (:mod:`inferd.wire.framed`).
+The content of an attachment is base64 in the field ``bytes``, or raw bytes after the request's line. The
+field ``size`` is then the number of raw bytes. The raw bytes of all attachments follow in order, without
+separators. The rules for raw bytes are the same for every kind of attachment, so that the daemon finds the
+next line even if it refuses the request. If a request is sent in length-prefixed frames, the content of an
+attachment without ``bytes`` follows in a blob frame (:mod:`inferd.wire.framed`).
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ Size = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class _Attachment(msgspec.Struct, kw_only=True, tag_field="kind"):
-    """The fields of every kind of attachment. ``data`` is the content, which is decoded from base64 or set by
-    :func:`assign`."""
+    """The fields of every kind of attachment. ``data`` is the content, decoded from base64 or set by
+    :func:`assign`. ``size`` is the number of raw bytes after the line."""
 
     id: str
     data: memoryview | None = msgspec.field(name="bytes", default=None)
@@ -38,13 +39,14 @@ class _Attachment(msgspec.Struct, kw_only=True, tag_field="kind"):
 
     @property
     def content(self) -> memoryview:
-        """The bytes of the content, which are empty until :func:`assign` sets them."""
+        """The bytes of the content. If the content is sent as raw bytes, ``content`` is empty until
+        :func:`assign` sets these bytes."""
         return memoryview(b"") if self.data is None else self.data
 
 
 class Image(_Attachment, tag="image", kw_only=True):
-    """An image. With a ``mime`` type, the content is an encoded file. Without a ``mime`` type, the content is
-    interleaved RGB bytes."""
+    """An image. With a ``mime`` type, the content is an image file. Without a ``mime`` type, the content is
+    ``width`` by ``height`` pixels, each three bytes: red, green and blue."""
 
     width: U32 | None = None
     height: U32 | None = None
@@ -52,8 +54,8 @@ class Image(_Attachment, tag="image", kw_only=True):
 
 
 class Audio(_Attachment, tag="audio", kw_only=True):
-    """A recording. With a ``mime`` type, the content is an encoded file. Without a ``mime`` type, the content
-    is little-endian float32 mono samples."""
+    """A recording. With a ``mime`` type, the content is an audio file. Without a ``mime`` type, the content
+    is little-endian float32 samples of one channel."""
 
     sample_rate: U32 | None = None
     mime: str | None = None
@@ -64,12 +66,12 @@ class Text(_Attachment, tag="text", kw_only=True):
 
 
 class Video(_Attachment, tag="video", kw_only=True):
-    """A video. The kind is reserved: every request with one is refused."""
+    """A video. Every request with a video is refused."""
 
 
 class Unknown(msgspec.Struct, kw_only=True, tag_field="kind", tag="unknown"):
-    """A kind that this version does not know. Only the fields that tell where the next line begins
-    are read."""
+    """An attachment of an unknown kind. Only ``id`` and ``size`` are read; ``size`` tells where the next line
+    begins."""
 
     id: str = ""
     size: Size | None = None
@@ -81,12 +83,12 @@ KEYS = frozenset({"kind", "id", "bytes", "size", "width", "height", "sample_rate
 
 
 def read(attachments: Sequence[Attachment], request_id: str, *, content_follows: bool = False) -> None:
-    """Checks that each attachment of a parsed request has the fields that it needs.
+    """Checks that each attachment of a parsed request has the fields that its kind needs.
 
-    Raises DecodeError if a field is missing.
+    Raises DecodeError if a field is missing or not allowed.
 
-    ``content_follows`` is true on the framed wire, where the content of an attachment without ``bytes``
-    follows in a blob.
+    ``content_follows`` is true for a request in length-prefixed frames. Then the content of an attachment
+    without ``bytes`` follows in a blob frame.
     """
     for i, attachment in enumerate(attachments):
         where = f"$.attachments[{i}]"
@@ -120,8 +122,8 @@ def is_canonical_base64(text: str, data: memoryview) -> bool:
 
 
 def raw_size(attachments: Sequence[Attachment], max_bytes: int) -> int:
-    """Returns the number of raw bytes that follow the line. Raises AttachmentTooLarge if the bytes exceed a
-    limit."""
+    """Returns the number of raw bytes that follow the request's line. Raises AttachmentTooLarge if an
+    attachment has more than ``max_bytes``, or all together have more than MAX_TOGETHER_BYTES."""
     total = 0
     for i, attachment in enumerate(attachments):
         total = add_size(i, attachment.size or 0, total, max_bytes)
@@ -129,8 +131,8 @@ def raw_size(attachments: Sequence[Attachment], max_bytes: int) -> int:
 
 
 def add_size(i: int, size: int, total: int, max_bytes: int) -> int:
-    """Returns ``total`` plus the ``size`` of the attachment with index ``i``. Raises AttachmentTooLarge if
-    the ``size`` or the sum exceeds its limit."""
+    """Returns ``total`` plus the ``size`` of attachment number ``i``. Raises AttachmentTooLarge if ``size``
+    exceeds ``max_bytes``, or the sum exceeds MAX_TOGETHER_BYTES."""
     if size > max_bytes:
         raise AttachmentTooLarge(f"attachments[{i}] exceeds {max_bytes} byte cap", max_bytes)
     if total + size > MAX_TOGETHER_BYTES:
@@ -139,8 +141,8 @@ def add_size(i: int, size: int, total: int, max_bytes: int) -> int:
 
 
 def assign(attachments: Sequence[Attachment], raw: memoryview) -> None:
-    """Sets the content of each attachment with a ``size`` to its part of ``raw``, without copying. ``raw``
-    holds the bytes of all of them."""
+    """Sets the content of each attachment that has a ``size`` to a slice of ``raw``, without copying. ``raw``
+    holds the raw bytes of all attachments."""
     start = 0
     for attachment in attachments:
         if attachment.size is not None:
@@ -154,8 +156,8 @@ def assign(attachments: Sequence[Attachment], raw: memoryview) -> None:
 
 
 def check_list(attachments: Sequence[Attachment]) -> dict[str, Attachment]:
-    """Returns the attachments by their ids. Raises InvalidRequest if an id is missing or used twice, a kind
-    is unknown, or there are too many attachments."""
+    """Returns the attachments by their ids. Raises InvalidRequest if an id is empty or used twice, a kind is
+    unknown, or the request has more than MAX_ATTACHMENTS."""
     by_id: dict[str, Attachment] = {}
     check_count(attachments)
     for attachment in attachments:
@@ -170,7 +172,7 @@ def check_list(attachments: Sequence[Attachment]) -> dict[str, Attachment]:
 
 
 def check_count(attachments: Sequence[Attachment]) -> None:
-    """Raises InvalidRequest if there are more than MAX_ATTACHMENTS."""
+    """Raises InvalidRequest if a request has more than MAX_ATTACHMENTS."""
     if len(attachments) > MAX_ATTACHMENTS:
         raise invalid(f"attachments must hold at most {MAX_ATTACHMENTS}")
 
@@ -183,7 +185,7 @@ def refuse_video(attachments: Sequence[Attachment]) -> None:
 
 def check_contents(attachments: Sequence[Attachment]) -> None:
     """Checks the content of all attachments. Raises InvalidRequest if a content does not have its declared
-    format, and AttachmentUnsupported for a video."""
+    size or type, and AttachmentUnsupported for a video."""
     total = 0
     refuse_video(attachments)
     for i, attachment in enumerate(attachments):
@@ -228,7 +230,7 @@ def _check_file(mime: str, known: tuple[str, ...], content: memoryview, where: s
 
 
 def drop_texts(attachments: Sequence[Attachment]) -> None:
-    """Frees the bytes of text attachments. Called after :func:`text_of` has read them."""
+    """Frees the bytes of text attachments. Called after :func:`text_of` has decoded these bytes."""
     for attachment in attachments:
         if isinstance(attachment, Text):
             attachment.data = None

@@ -2,16 +2,17 @@
 quickly."""
 
 WIRE_VERSION = 1
-"""The version of the framed wire."""
+"""The version of the protocol in length-prefixed frames (:mod:`inferd.wire.framed`)."""
 
 JSON, BLOB = 1, 2
-"""The kinds of its frames."""
+"""The kinds of length-prefixed frames."""
 
 MAX_ATTACHMENTS = 32
-"""Attachments of one request."""
+"""The largest number of attachments of one request."""
 
 QUEUE_STEPS = ("queued", "started")
-"""The phases of a ``progress`` frame that are about the queue; all others are about the load of the model."""
+"""The phases of a ``progress`` frame that are about the queue. All other phases are about loading the
+model."""
 
 PRIORITIES = ("interactive", "batch")
 

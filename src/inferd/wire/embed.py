@@ -1,8 +1,9 @@
 """The embed surface: a request has texts, and the answer has one vector for each text.
 
-``parse`` raises ``DecodeError`` if a line is not a request, and the connection is then closed. ``validate``
-raises ``InvalidRequest`` if a request has invalid values, and the connection then stays open. The encoder
-returns a whole line. Many vectors take milliseconds to encode, but the GIL is released meanwhile.
+``parse`` raises ``NotJson`` if a line is not JSON, and ``DecodeError`` if the JSON is not a request.
+``validate`` raises ``InvalidRequest`` if a request has invalid values. Of these errors, only ``NotJson``
+makes the daemon close the connection. :func:`encode_embeddings` returns a whole line. Encoding many vectors
+takes milliseconds, in which the GIL is released.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ MAX_INPUTS = 2048
 
 
 class Request(Flat, kw_only=True):
-    """A parsed request with texts to embed. ``encoding`` is the encoding of the vectors in the answer, and
-    ``None`` means float."""
+    """A parsed request with texts to embed. ``encoding`` is the encoding of the vectors in the answer:
+    ``float``, ``base64``, or ``None``, which means ``float``."""
 
     input: list[str]
     dimensions: U32 | None = None
@@ -49,7 +50,7 @@ parse = Parser(Request).parse
 
 
 def validate(request: Request) -> None:
-    """Raises InvalidRequest if a value is out of its bounds."""
+    """Raises InvalidRequest if a field has a value that is not allowed."""
     check_texts("input", request.input, MAX_INPUTS)
     if request.dimensions == 0:
         raise invalid("dimensions must be at least 1")
@@ -62,7 +63,7 @@ def validate(request: Request) -> None:
 def encode_embeddings(
     request: Request, vectors: bytes, width: int, *, input_tokens: int, model: str, backend: str
 ) -> bytes:
-    """Encodes the ``embeddings`` frame. ``vectors`` holds one row after another, each of ``width``
+    """Encodes the ``embeddings`` frame. ``vectors`` holds one vector after another, each of ``width``
     little-endian float32 numbers."""
     rows: list[str] | orjson.Fragment
     if request.encoding == "base64":

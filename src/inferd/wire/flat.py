@@ -1,4 +1,4 @@
-"""The code that embed and rerank share. The requests of both are flat JSON objects.
+"""Parses and checks the requests of the embed and rerank surfaces, which are flat JSON objects.
 
 A field is ``None`` if it was absent or ``null``.
 """
@@ -17,7 +17,8 @@ from inferd.wire.sampling import U32, Behalf, KeepAlive, invalid
 
 
 class Flat(msgspec.Struct, kw_only=True):
-    """The fields that identify a request and that decide its place in the queue."""
+    """The fields that embed and rerank requests share. These fields identify the request and its model, and
+    decide the request's place in the queue."""
 
     id: str = ""
     priority: str | None = None
@@ -32,14 +33,14 @@ T = TypeVar("T", bound=Flat)
 
 
 class Parser(Generic[T]):
-    """Parses the requests of one kind."""
+    """Parses requests to objects of the class ``kind``."""
 
     def __init__(self, kind: type[T]) -> None:
         self._decoder = msgspec.json.Decoder(kind)
         self._keys = frozenset(kind.__struct_fields__)
 
     def parse(self, line: bytes | memoryview) -> T:
-        """Parses the request on one line, which is given without its newline. Raises DecodeError."""
+        """Parses the request on ``line``, which has no newline. Raises DecodeError."""
         raw = bytes(line)
         request = frames.decode(self._decoder, raw)
         if may_repeat_a_name(raw):
@@ -50,8 +51,8 @@ class Parser(Generic[T]):
 
 
 def check_texts(name: str, texts: list[str], most: int) -> None:
-    """Raises InvalidRequest if there is no text, if there are more than ``most`` texts, or if a text is
-    empty. ``name`` is the field's name."""
+    """Raises InvalidRequest if ``texts`` is empty, has more than ``most`` texts, or has an empty text.
+    ``name`` is the name of the request's field."""
     if not texts:
         raise invalid(f"{name} must not be empty")
     if len(texts) > most:

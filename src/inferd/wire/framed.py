@@ -1,11 +1,12 @@
-"""The framed wire: the JSON of v2 in length-prefixed frames. The first bytes of a connection show whether it
-uses frames or lines.
+"""The framed wire: the JSON of the v2 protocol in length-prefixed frames instead of lines. The first bytes of
+a connection show whether the connection uses frames or lines.
 
-A frame is the length of its payload (LEB128, at most 64 MiB), one byte for its kind, ``JSON`` or ``BLOB``,
-and the payload. A request is a JSON frame with ``"wire_version": 1``. The content of each attachment that
-has no ``bytes`` field follows the request, in the order of ``attachments``: one JSON frame, the descriptor,
-and one blob frame. :class:`inferd.fastpath.LineSplitter` reads the heads of frames. Answers are encoded as
-lines, which :func:`inferd.fastpath.frame_lines` converts to frames.
+A frame consists of the length of its payload (LEB128, at most 64 MiB), one byte for its kind (``JSON`` or
+``BLOB``), and the payload. The length and the kind are the head of the frame. A request is a JSON frame with
+``"wire_version": 1``. The contents of attachments without a ``bytes`` field follow the request, in the order
+of ``attachments``. Each content is sent as one JSON frame, the descriptor, and one blob frame.
+:class:`inferd.fastpath.LineSplitter` reads the heads of frames. Answers are encoded as lines, and
+:func:`inferd.fastpath.frame_lines` converts these lines to frames.
 """
 
 from __future__ import annotations
@@ -39,15 +40,17 @@ _BOM = b"\xef\xbb\xbf"
 
 
 def is_framed(first: bytes) -> bool | None:
-    """Whether a connection that begins with ``first`` uses frames. ``None`` if more bytes are needed to tell.
+    """Whether a connection uses frames, judged by its ``first`` bytes. Returns ``None`` if more bytes are
+    needed.
 
-    The head of a frame has a first byte of 0x80 or more, or the kind as its second byte. A line of JSON has
-    neither. A byte order mark may begin a line or be the start of the head of a frame of a megabyte or more.
-    A byte order mark counts as a head if the kind follows in its place.
+    In the head of a frame, the first byte is at least 0x80, or the second byte is the kind. A line of JSON
+    meets neither condition, unless the line begins with a byte order mark. The three bytes of a byte order
+    mark may also begin the head of a frame of a megabyte or more. A byte order mark counts as part of a head
+    if the fourth byte is less than 0x80 and the fifth byte is the kind.
 
-    If the first byte is a newline (0x0A), the connection sends lines, and the first line is empty. The sender
-    of an empty line may already wait for the answer, so no second byte is awaited. As the length of a frame,
-    the byte would mean 10, which is too short for any request.
+    If the first byte is a newline (0x0A), the client sends lines, and the first line is empty. A second byte
+    is not needed, and may never come, because the client may already wait for the answer. In the head of a
+    frame, 0x0A would be a length of 10 bytes, which is too short for any request.
     """
     if first[:1] == b"\n":
         return False
@@ -77,7 +80,8 @@ CODES = frozenset(
         "wire_version_unsupported",
     }
 )
-"""The error codes that clients of this wire know. A client cannot decode a frame with any other code."""
+"""The error codes that clients of the framed wire know. These clients cannot decode an ``error`` frame with
+any other code."""
 
 _NEAREST = {"deadline_exceeded": "backend_unavailable", "model_not_found": "invalid_request"}
 
@@ -89,8 +93,8 @@ def encode_error(
     retry_after_secs: float | None = None,
     details: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """Encodes the ``error`` frame. A code outside ``CODES`` is replaced by the nearest one, and ``reason``
-    holds the original code."""
+    """Encodes the ``error`` frame. Replaces a ``code`` outside ``CODES`` by the nearest of ``CODES``, and
+    puts the original code into the field ``reason``."""
     if code not in CODES:
         details = {"reason": code, **(details or {})}
         code = _NEAREST.get(code, "internal")
@@ -103,7 +107,7 @@ class _Version(msgspec.Struct):
 
 
 class _Descriptor(msgspec.Struct):
-    """The JSON frame that describes a blob, and is sent before the blob."""
+    """The JSON frame that is sent before a blob frame. ``len`` is the size of the blob in bytes."""
 
     type: Literal["attachment_blob"]
     attachment_id: str
@@ -115,8 +119,8 @@ _descriptor_decoder = msgspec.json.Decoder(_Descriptor)
 
 
 def parse(payload: bytes) -> v2.Request:
-    """Parses the request in a JSON frame. Raises DecodeError, and WireVersionUnsupported for another version
-    of the wire."""
+    """Parses the request in a JSON frame. Raises WireVersionUnsupported if ``wire_version`` is not
+    WIRE_VERSION, and DecodeError if the JSON is not a request."""
     version = frames.decode(_version_decoder, payload)
     if type(version.wire_version) is not int or version.wire_version != WIRE_VERSION:
         raise WireVersionUnsupported(version.wire_version, WIRE_VERSION, version.id)
@@ -124,13 +128,14 @@ def parse(payload: bytes) -> v2.Request:
 
 
 def content_may_follow(payload: bytes) -> bool:
-    """Whether blobs could follow a JSON frame that is not a valid request. A result of False is certain, but
-    True may be wrong."""
+    """Whether blob frames could follow a JSON frame that is not a valid request. May be wrongly true, but is
+    never wrongly false."""
     return b'"attachments"' in payload or frames.has_escaped_key_letter(payload)
 
 
 def validate(request: v2.Request) -> None:
-    """Checks the rules of v2, and the rules that only this wire has. Raises InvalidRequest."""
+    """Checks the rules of the v2 protocol, and the further rules of the framed wire. Raises InvalidRequest,
+    and AttachmentUnsupported for a video."""
     if request.tool_choice is not None:
         if not request.tools:
             raise invalid("tool_choice requires a non-empty tools array")
@@ -143,11 +148,11 @@ def validate(request: v2.Request) -> None:
 
 
 def expected(request: v2.Request) -> list[tuple[int, Attachment]]:
-    """Returns the attachments whose content follows the request in a blob, each with its index. Attachments
-    with ``bytes`` are left out.
+    """Returns the attachments whose contents follow the request in blob frames, each with its index in
+    ``attachments``. Leaves out attachments with ``bytes``.
 
-    Raises InvalidRequest for too many attachments, and AttachmentUnsupported for a video. So such a request
-    is refused before a blob is read.
+    Raises InvalidRequest for too many attachments, and AttachmentUnsupported for a video, before a blob frame
+    is read.
     """
     listed = request.attachments or ()
     attachments.check_count(listed)
@@ -160,8 +165,8 @@ def expected(request: v2.Request) -> list[tuple[int, Attachment]]:
 
 
 def read_descriptor(payload: bytes | memoryview, attachment: Attachment, request_id: str) -> int:
-    """Returns the size of the next blob, from its descriptor. Raises MalformedFrame if ``payload`` is not the
-    descriptor of ``attachment``."""
+    """Returns the size in bytes of the next blob, from its descriptor in ``payload``. Raises MalformedFrame
+    if ``payload`` is not the descriptor of ``attachment``."""
     try:
         descriptor = _descriptor_decoder.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -1,9 +1,9 @@
-"""The frames of all surfaces: JSON objects, one on each line, parsed strictly and encoded compactly.
+"""The frames of all surfaces: JSON objects, one on each line. Parsing is strict, and encoding is compact.
 
-A line must pass three checks: all of it is UTF-8, it is one JSON object with the types that the surface
+A line must pass three checks: the whole line is UTF-8, it is one JSON object with the types that the surface
 declares, and no known key is repeated. A line that is not JSON raises ``NotJson``. Any other failure raises a
-``DecodeError`` that names the field and the expected type. If the line was an object with a string ``id``,
-the error has this id. The error never quotes more of the line than a key.
+``DecodeError`` that names the field and the expected type. If the line is an object with a string ``id``, the
+``DecodeError`` has this id. An error never quotes a value of the line, only a key.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ _ESCAPED_KEY_LETTER = re.compile(rb"\\u00[567]")
 
 
 def decode(decoder: msgspec.json.Decoder[T], raw: bytes) -> T:
-    """Decodes the object on the line ``raw``. Raises DecodeError, and NotJson if the line is not JSON."""
+    """Decodes the JSON object on the line ``raw``. Raises NotJson if the line is not JSON, and DecodeError if
+    a field is missing or has the wrong type."""
     try:
         if not raw.isascii():
             raw.decode()  # msgspec validates only the strings that it keeps
@@ -47,8 +48,9 @@ def decode(decoder: msgspec.json.Decoder[T], raw: bytes) -> T:
 
 
 def _misfit(raw: bytes, reason: str) -> DecodeError:
-    """Returns the error for a field of the wrong type. The decoder stopped at that field, so this function
-    checks that the rest is JSON, too."""
+    """Returns the error for a field that is missing or has the wrong type: NotJson if the line is not JSON,
+    or else DecodeError. The decoder stopped at the wrong field, so this function checks whether the rest of
+    the line is JSON."""
     try:
         found = orjson.loads(raw)
     except orjson.JSONDecodeError:
@@ -58,14 +60,14 @@ def _misfit(raw: bytes, reason: str) -> DecodeError:
 
 
 class Pairs(list["tuple[str, Any]"]):
-    """A JSON object as a list of pairs of key and value, in order. A repeated key is in the list each
-    time."""
+    """A JSON object as a list of pairs of key and value, in order. A repeated key has several pairs."""
 
     def get(self, key: str) -> Any:
         return next((value for name, value in self if name == key), None)
 
     def require_unique(self, keys: frozenset[str], where: str) -> None:
-        """Raises DecodeError if the object has one of ``keys`` more than once."""
+        """Raises DecodeError if the object repeats one of ``keys``. ``where`` is the object's path in the
+        request."""
         seen = [name for name, _ in self if name in keys]
         for name in seen:
             if seen.count(name) > 1:
@@ -73,14 +75,14 @@ class Pairs(list["tuple[str, Any]"]):
 
 
 def has_escaped_key_letter(raw: bytes) -> bool:
-    """Whether ``\\u`` escapes on this line could spell a known key."""
+    """Whether ``\\u`` escapes on the line ``raw`` could be part of a known key."""
     return b"\\u00" in raw and _ESCAPED_KEY_LETTER.search(raw) is not None
 
 
 def pairs(raw: bytes) -> Pairs:
-    """Parses a line into pairs of key and value. Repeated keys are kept.
+    """Parses a line to pairs of key and value, with repeated keys.
 
-    The caller must know already that the line is one valid JSON object.
+    The line must be a valid JSON object. Call :func:`decode` first.
     """
     hook: Callable[[list[tuple[str, Any]]], Pairs] = Pairs
     try:
@@ -92,7 +94,7 @@ def pairs(raw: bytes) -> Pairs:
 
 
 def check_id(request_id: str) -> None:
-    """Raises InvalidRequest for an id of more than ``MAX_ID_BYTES``. The limit exists because every frame of
+    """Raises InvalidRequest for an id of more than ``MAX_ID_BYTES``. The id is limited because every frame of
     the answer repeats the id."""
     if len(request_id) > MAX_ID_BYTES or len(request_id.encode()) > MAX_ID_BYTES:
         raise InvalidRequest(f"invalid request: id must have at most {MAX_ID_BYTES} bytes")
@@ -110,8 +112,8 @@ def encode_error(
     retry_after_secs: float | None = None,
     details: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """Encodes the ``error`` frame of every surface. ``retry_after_secs`` is sent as whole milliseconds, and
-    ``details`` as further keys."""
+    """Encodes an ``error`` frame. ``retry_after_secs`` is sent in whole milliseconds. ``details`` become
+    further keys of the frame."""
     # A message may quote a file name, which need not be valid UTF-8.
     message = message.encode("utf-8", "backslashreplace").decode()
     frame: dict[str, Any] = {"type": "error", "id": request_id, "code": code, "message": message}
@@ -125,7 +127,7 @@ _SHOWN = frozenset(("position", "progress", "downloaded_bytes", "total_bytes"))
 
 
 def encode_progress(request_id: str, model: str, phase: str, details: Mapping[str, Any]) -> bytes:
-    """Encodes the ``progress`` frame of a request that waits for its model or in the queue. Of the
-    ``details``, only the position, the progress and the numbers of bytes are sent, so no paths."""
+    """Encodes a ``progress`` frame for a request that waits for its model or in the queue. Of ``details``,
+    sends only the position, the progress and the numbers of bytes, and no paths."""
     shown = {key: details[key] for key in details if key in _SHOWN}
     return encode({"type": "progress", "id": request_id, "model": model, "phase": phase, **shown})

@@ -1,7 +1,7 @@
-"""Parses large requests. The GIL is not held while their long texts are read.
+"""Parses large requests without holding the GIL for long.
 
-A JSON decoder holds the GIL until it has read the whole line. So the long strings are extracted first,
-without the GIL, and each is replaced by a placeholder. The small rest is then parsed.
+A JSON decoder holds the GIL until it has read the whole line. So the long strings are first extracted without
+the GIL, and replaced by placeholders. The JSON decoder then parses the short line with the placeholders.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ LONG_BYTES = 256
 MAX_REST_BYTES = 1024 * 1024
 MAX_NAMES = 16_384
 
-# A mark with its number is also valid base64, of MARK_DATA_BYTES, so that it can replace attachment content.
+# A placeholder (the mark and a number) is also valid base64 of _MARK_DATA_BYTES, so that a placeholder can
+# replace the content of an attachment.
 _MARK_CHARS = 24
 _MARK_DATA_BYTES = 24
 _BASE64_STEP = 1024 * 1024
 
 
 def parse(parse_small: Callable[[bytes], T], line: bytes | memoryview) -> T:
-    """Parses the request on ``line``. ``parse_small`` parses the line with placeholders. Raises
-    DecodeError."""
+    """Parses the request on ``line``. ``parse_small`` is the surface's parser, and parses the line with
+    placeholders. Raises DecodeError."""
     mark = secrets.token_hex(_MARK_CHARS // 2)
     try:
         rest, texts = fastpath.set_aside(line, LONG_BYTES, mark.encode())
@@ -54,7 +55,8 @@ def parse(parse_small: Callable[[bytes], T], line: bytes | memoryview) -> T:
 
 
 class _Texts:
-    """The extracted texts. Each placeholder is the mark followed by the number of its text."""
+    """The extracted texts. A placeholder is ``mark`` followed by the number of the text that it stands
+    for."""
 
     def __init__(self, mark: str, texts: list[str]) -> None:
         self._mark = mark
@@ -90,8 +92,8 @@ class _Texts:
         return b'"%b"' % fastpath.escape_json(self._texts[int(mark[1])])
 
     def _content(self, data: memoryview) -> memoryview:
-        """Returns the content of an attachment, decoded from the extracted text if ``data`` is a
-        placeholder."""
+        """Returns the content of an attachment. If ``data`` is a placeholder, decodes the extracted base64
+        text, or else returns ``data``."""
         if len(data) != _MARK_DATA_BYTES:
             return data
         mark = b64encode(data).decode()

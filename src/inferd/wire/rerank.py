@@ -1,9 +1,9 @@
 """The rerank surface: a request has a query and documents, and the answer has the scores of the documents,
-the best first.
+the best document first.
 
-``parse`` raises ``DecodeError`` if a line is not a request, and the connection is then closed. ``validate``
-raises ``InvalidRequest`` if a request has invalid values, and the connection then stays open. The encoder
-returns a whole line.
+``parse`` raises ``NotJson`` if a line is not JSON, and ``DecodeError`` if the JSON is not a request.
+``validate`` raises ``InvalidRequest`` if a request has invalid values. Of these errors, only ``NotJson``
+makes the daemon close the connection. :func:`encode_rerank` returns a whole line.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ MAX_DOCUMENTS = 256
 
 
 class Request(Flat, kw_only=True):
-    """A parsed request with documents to rank. The answer has only the best ``top_n``."""
+    """A parsed request with documents to rank. The answer has only the ``top_n`` best documents, or all
+    documents if ``top_n`` is ``None``."""
 
     query: str
     documents: list[str]
@@ -36,7 +37,7 @@ parse = Parser(Request).parse
 
 
 def validate(request: Request) -> None:
-    """Raises InvalidRequest if a value is out of its bounds."""
+    """Raises InvalidRequest if a field has a value that is not allowed."""
     if not request.query:
         raise invalid("query must not be empty")
     check_texts("documents", request.documents, MAX_DOCUMENTS)
@@ -47,8 +48,8 @@ def validate(request: Request) -> None:
 def encode_rerank(
     request: Request, scores: Sequence[float], *, input_tokens: int, model: str, backend: str
 ) -> bytes:
-    """Encodes the ``rerank`` frame. ``scores`` has one float32 for each document. Documents with equal scores
-    keep their order."""
+    """Encodes the ``rerank`` frame. ``scores`` has the score of each document of the request. Documents with
+    equal scores keep their order."""
     order = sorted(range(len(scores)), key=lambda index: -scores[index])[: request.top_n]
     texts = float_rows(array("f", scores), 1)[2:-2].split(b"],[")
     return frames.encode(

@@ -1,5 +1,4 @@
-"""The fields that the requests of all generation surfaces share: those for sampling, for the queue and for
-the owner.
+"""The request fields that v1 and v2 share: for sampling, for the queue, and for the owner of the request.
 
 ``read`` is part of parsing and raises DecodeError. ``check`` is part of validation and raises InvalidRequest.
 A field is ``None`` if it was absent or ``null``.
@@ -23,7 +22,7 @@ MAX_GRAMMAR_ALTERNATIVES = 4_096
 MAX_STOPS = 16
 # The name of a conversation is used as a cache key.
 MAX_SESSION_BYTES = 128
-# Logits are divided by it, so it must not be near 0.
+# Logits are divided by the penalty, so it must not be near 0.
 MIN_REPEAT_PENALTY = 0.01
 
 U32 = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
@@ -34,14 +33,15 @@ KeepAlive = Annotated[float, msgspec.Meta(ge=-1, le=1e9)]
 
 
 class Behalf(msgspec.Struct):
-    """The HTTP client for which the HTTP bridge makes a request, and the token that identifies the bridge."""
+    """The HTTP client (``caller``) on whose behalf the HTTP bridge sends a request, and the token that
+    identifies the HTTP bridge."""
 
     caller: str
     token: str
 
 
 class Sampling(msgspec.Struct, kw_only=True):
-    """The parsed fields that all requests to generation surfaces have."""
+    """The parsed fields that v1 and v2 requests share."""
 
     id: str = ""
     temperature: float | None = None
@@ -70,7 +70,7 @@ class Sampling(msgspec.Struct, kw_only=True):
     model_defaults: bool | None = None
 
     def params(self) -> SamplingParams:
-        """Returns the settings of the sampler."""
+        """Returns the sampling settings that the request gives."""
         given = _sampler(self)
         return NOTHING_GIVEN if given == _NOTHING else SamplingParams(**dict(zip(NAMES, given, strict=True)))
 
@@ -80,12 +80,14 @@ _NOTHING = (None,) * len(NAMES)
 
 
 def invalid(reason: str) -> InvalidRequest:
-    """Returns the error for a request whose fields have the right types, but a value that is not allowed."""
+    """Returns the error for a request whose fields have the right types, but a value that is not allowed.
+    ``reason`` names the field."""
     return InvalidRequest(f"invalid request: {reason}")
 
 
 def read(request: Sampling) -> None:
-    """Checks what the types of the fields do not express, and normalises some values.
+    """Completes the parsing of ``request``: checks the rules that the fields' types do not express, and
+    normalises some values. Raises DecodeError.
 
     A ``null`` schema and a seed of -1 are treated as absent. A single stop string becomes a list.
     """
@@ -99,8 +101,8 @@ def read(request: Sampling) -> None:
 
 
 def read_object(raw: msgspec.Raw, where: str, request_id: str) -> msgspec.Raw:
-    """Returns ``raw`` if it is a JSON object, and an empty ``Raw`` if ``raw`` is empty or ``null``. Raises
-    DecodeError for any other value."""
+    """Returns ``raw`` if ``raw`` is a JSON object, and an empty ``Raw`` if ``raw`` is empty or ``null``.
+    Raises DecodeError for any other JSON value."""
     text = bytes(raw)
     if text == b"null":
         return msgspec.Raw()
@@ -110,8 +112,8 @@ def read_object(raw: msgspec.Raw, where: str, request_id: str) -> msgspec.Raw:
 
 
 def check(request: Sampling) -> None:
-    """Raises InvalidRequest, with the name of the field and its bounds, if a field is out of its bounds or
-    not allowed beside another one."""
+    """Raises InvalidRequest if the value of a field is out of its bounds, or two fields exclude each other.
+    The message names the field and the bounds."""
     _check_range("temperature", request.temperature, 0.0)
     if request.top_p is not None and not 0.0 < request.top_p <= 1.0:
         raise invalid("top_p must be above 0 and at most 1")

@@ -1,8 +1,9 @@
 """The v1 surface: requests and answers are plain text.
 
-``parse`` raises ``DecodeError`` if a line is not a request, and the connection is then closed. ``validate``
-raises ``InvalidRequest`` if a request has invalid values, and the connection then stays open. A field is
-``None`` if it was absent or ``null``. The encoders return whole lines.
+``parse`` raises ``NotJson`` if a line is not JSON, and ``DecodeError`` if the JSON is not a request.
+``validate`` raises ``InvalidRequest`` if a request has invalid values. Of these errors, only ``NotJson``
+makes the daemon close the connection. A field is ``None`` if it was absent or ``null``. :func:`encode_done`
+and :func:`encode_error` return whole lines.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ _MESSAGE_KEYS = frozenset(Message.__struct_fields__)
 
 
 def parse(line: bytes | memoryview) -> Request:
-    """Parses the request on one line, which is given without its newline. Raises DecodeError."""
+    """Parses the request on ``line``, which has no newline. Raises DecodeError."""
     raw = bytes(line)
     request = frames.decode(_decoder, raw)
     if may_repeat_a_name(raw):
@@ -65,7 +66,8 @@ def _refuse_repeated_keys(raw: bytes) -> None:
 
 
 def validate(request: Request) -> None:
-    """Raises an InvalidRequest that names the field and its bounds."""
+    """Raises InvalidRequest if a field has a value that is not allowed. The message names the field and its
+    bounds."""
     if not request.messages:
         raise invalid("messages must not be empty")
     budget = request.image_token_budget
@@ -78,7 +80,7 @@ TOKEN_SUFFIX = b'"}\n'
 
 
 def token_prefix(request_id: str) -> bytes:
-    """Encodes the start of a token frame, up to its content.
+    """Encodes the start of a ``token`` frame, up to the content.
 
     A whole frame is this prefix, the JSON-escaped content, and ``TOKEN_SUFFIX``.
     """
@@ -98,8 +100,8 @@ def encode_done(
     timings: dict[str, float] | None,
     unenforced: tuple[str, ...] = (),
 ) -> bytes:
-    """Encodes the ``done`` frame. If ``content`` is bytes, it is already JSON-escaped, without the quotes
-    around it."""
+    """Encodes the ``done`` frame. If ``content`` is bytes, the bytes are already JSON-escaped, without the
+    enclosing quotes."""
     usage = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
     if cached_tokens:
         usage["cached_tokens"] = cached_tokens

@@ -1,10 +1,12 @@
-"""The v2 surface: requests have typed content blocks, tools and attachments, and answers are frames of
-blocks.
+"""The v2 surface: requests have typed content blocks, tools and attachments, and each frame of an answer has
+a typed block.
 
-``parse`` raises ``DecodeError`` if a line is not a request, and the connection is then closed. ``parse``
-accepts blocks and attachments of unknown kinds, and :mod:`inferd.wire.v2_rules` then refuses the request. A
-field is ``None`` if it was absent or ``null``. Schemas and tool inputs are kept as JSON text, since they are
-only passed on. The encoders return whole lines.
+``parse`` raises ``NotJson`` if a line is not JSON, and ``DecodeError`` if the JSON is not a request. The
+daemon closes the connection after ``NotJson``. The daemon also closes the connection after ``DecodeError`` if
+raw bytes could follow the line. ``parse`` accepts blocks and attachments of unknown kinds, so that
+:mod:`inferd.wire.v2_rules` can refuse the request and the connection stays open. A field is ``None`` if it
+was absent or ``null``. Schemas and tool inputs are kept as JSON text, since they are only passed on.
+:func:`encode_tool_use`, :func:`encode_done` and :func:`encode_error` return whole lines.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ class _Block(msgspec.Struct, kw_only=True, tag_field="type"):
 
 
 class Text(_Block, tag="text", kw_only=True):
-    """A text: either ``text``, or the content of a text attachment."""
+    """A text: the field ``text``, or the content of the text attachment ``attachment_id``."""
 
     text: str | None = None
     attachment_id: str | None = None
@@ -53,13 +55,13 @@ class Video(_Block, tag="video", kw_only=True):
 
 
 class Thinking(_Block, tag="thinking", kw_only=True):
-    """The reasoning of the assistant before its answer."""
+    """The text in which the assistant thinks before it answers."""
 
     text: str
 
 
 class ToolUse(_Block, tag="tool_use", kw_only=True):
-    """A tool call by the assistant. ``input`` is the JSON object of its arguments."""
+    """A tool call by the assistant. ``input`` is a JSON object, the arguments of the call."""
 
     tool_call_id: str
     name: str
@@ -74,7 +76,7 @@ class ToolResult(_Block, tag="tool_result", kw_only=True):
 
 
 class Unknown(_Block, tag="unknown", kw_only=True):
-    """A block of a type that this version does not know."""
+    """A block of an unknown type."""
 
 
 Block = Union[Text, Image, Audio, Video, Thinking, ToolUse, ToolResult, Unknown]  # noqa: UP007
@@ -103,7 +105,7 @@ class _Function(msgspec.Struct):
 
 class ToolName(msgspec.Struct):
     """The choice of one tool by its name. A request in OpenAI's form has the name in ``function``, and
-    ``parse`` moves it to ``name``."""
+    ``parse`` copies the name to the field ``name``."""
 
     name: str = ""
     function: _Function | None = None
@@ -116,7 +118,8 @@ class _NamedSchema(msgspec.Struct):
 class ResponseFormat(msgspec.Struct):
     """The format of the answer: any JSON object, or JSON that conforms to ``schema``.
 
-    A request in OpenAI's form has the schema in ``json_schema``, and ``parse`` moves it to ``schema``.
+    A request in OpenAI's form has the schema in ``json_schema``, and ``parse`` copies the schema to the field
+    ``schema``.
     """
 
     type: str
@@ -144,7 +147,7 @@ class Request(Sampling, kw_only=True):
 
     @property
     def schema(self) -> str:
-        """The JSON Schema to which the answer must conform. Empty if there is none."""
+        """The JSON Schema to which the answer must conform, or ``""`` if the answer is free."""
         if self.response_format is None:
             return bytes(self.json_schema).decode()
         if self.response_format.type == "json_object":
@@ -164,15 +167,16 @@ _KEYS_OF = {
 
 
 def may_carry_raw(line: bytes) -> bool:
-    """Whether raw bytes could follow the line. A result of False is certain, but True may be wrong."""
+    """Whether the raw bytes of attachments could follow ``line``. May be wrongly true, but is never wrongly
+    false."""
     return b'"size"' in line or frames.has_escaped_key_letter(line)
 
 
 def parse(line: bytes | memoryview, *, content_follows: bool = False) -> Request:
-    """Parses the request on one line, which is given without its newline. Raises DecodeError.
+    """Parses the request on ``line``, which has no newline. Raises DecodeError.
 
-    ``content_follows`` is true on the framed wire, where the content of an attachment without ``bytes``
-    follows in a blob.
+    ``content_follows`` is true for a request in length-prefixed frames. Then the content of an attachment
+    without ``bytes`` follows in a blob frame.
     """
     raw = bytes(line)
     try:
@@ -229,13 +233,14 @@ def _read_object(raw: msgspec.Raw, where: str, request_id: str) -> None:
         raise DecodeError(f"Expected `object` - at `{where}`", request_id)
 
 
-# The decoder rejects unknown kinds. So a rejected line is parsed once more with every unknown kind of block
-# and attachment replaced by a stand-in. Positions stay, and so do the paths in errors.
+# The decoder rejects unknown kinds. So a rejected line is parsed once more, with every block and attachment
+# of an unknown kind replaced by a stand-in. Each stand-in has the position of the original, so that the paths
+# in errors stay right.
 
 
 def _with_known_kinds(raw: bytes) -> bytes | None:
-    """Returns the line with each block or attachment of an unknown kind replaced by a stand-in. Returns
-    ``None`` if there is none."""
+    """Returns the line with each block or attachment of an unknown kind replaced by a stand-in, which has the
+    kind ``unknown``. Returns ``None`` if all kinds are known."""
     try:
         line = orjson.loads(raw)
     except orjson.JSONDecodeError:
@@ -273,7 +278,7 @@ def _replace(items: Any, tag: str, known: frozenset[str]) -> bool:
 
 def _read_exactly(line: Pairs, request: Request) -> None:
     """Raises DecodeError for two faults that the JSON decoder accepts: a known key that is repeated, and
-    base64 with stray bits at its end.
+    base64 that is not canonical.
     """
     line.require_unique(_KEYS, "$")
     for key, known in _KEYS_OF.items():
@@ -307,18 +312,18 @@ def _require_unique_in_blocks(content: list[Pairs], where: str) -> None:
 
 TEXT_SUFFIX = b'"}}\n'
 LOGPROBS_OPENING, LOGPROBS_SUFFIX = b'"},"logprobs":[', b"]}\n"
-"""The end of a delta frame with token probabilities. The records of the tokens go between these two."""
+"""The end of a text frame with token probabilities. The records of the tokens go between the two parts."""
 
 
 def delta_prefix(request_id: str, kind: Literal["text", "thinking"]) -> bytes:
-    """Encodes the start of a frame, up to its delta. A whole frame is this prefix, the JSON-escaped delta,
-    and ``TEXT_SUFFIX``."""
+    """Encodes the start of a frame with a piece of text, the delta. A whole frame is this prefix, the
+    JSON-escaped delta, and ``TEXT_SUFFIX``."""
     block = b',"block":{"type":"' + kind.encode() + b'","delta":"'
     return b'{"type":"frame","id":' + orjson.dumps(request_id) + block
 
 
 def encode_tool_use(request_id: str, tool_call_id: str, tool: str, arguments: str) -> bytes:
-    """Encodes the frame of a complete tool call. ``arguments`` is a JSON object as text."""
+    """Encodes the frame of a tool call, which is always complete. ``arguments`` is a JSON object as text."""
     compact = msgspec.json.format(arguments.encode(), indent=-1)
     block = {
         "type": "tool_use",

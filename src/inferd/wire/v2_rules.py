@@ -1,6 +1,6 @@
-"""Validates a v2 request: checks the rules for messages, attachments and tools.
+"""Validates a parsed request of the v2 protocol: checks the rules for messages, attachments and tools.
 
-:func:`validate` reports only the first fault that it finds, with the path of the wrong value.
+:func:`validate` reports only the first fault, with the path of the wrong value.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _REFERS_TO: dict[type[Block], tuple[str, type[Attachment]]] = {
 
 
 def validate(request: Request) -> None:
-    """Raises InvalidRequest, and AttachmentUnsupported for a video."""
+    """Raises InvalidRequest if a rule is violated, and AttachmentUnsupported for a video."""
     if not request.messages:
         raise invalid("messages must not be empty")
     by_id = attachments.check_list(request.attachments or ())
@@ -68,7 +68,7 @@ def _check_tool_names(request: Request) -> None:
 
 
 def _walk(blocks: Sequence[Block], path: str, depth: int = 0) -> Iterator[tuple[str, Block]]:
-    """Yields every block with its path. After a tool result come the blocks inside it."""
+    """Yields every block with its path. Yields the blocks inside a tool result after the tool result."""
     if depth > MAX_DEPTH:
         raise invalid(f"{path} is nested too deeply")
     for j, block in enumerate(blocks):
@@ -94,8 +94,8 @@ def _check_block(block: Block, path: str, by_id: Mapping[str, Attachment]) -> No
 
 
 def _check_history(request: Request) -> None:
-    """Checks that only the assistant calls tools, that each call has an id of its own, and that each tool
-    result is in a user message after its call."""
+    """Checks that thinking and tool calls are only in assistant messages, that no two tool calls have the
+    same id, and that each tool result is in a user message after the tool call with its id."""
     called: set[str] = set()
     for i, message in enumerate(request.messages):
         for path, block in _walk(message.content, f"messages[{i}].content"):
@@ -117,7 +117,8 @@ def _check_history(request: Request) -> None:
 
 
 def _check_constraints(request: Request) -> None:
-    """Checks that at most one option constrains the form of the answer, and that a chosen tool exists."""
+    """Checks that at most one option constrains the form of the answer, and that the tool in ``tool_choice``
+    exists."""
     choice = request.tool_choice
     names = {tool.name for tool in request.tools or ()}
     if isinstance(choice, ToolName) and choice.name not in names:
@@ -138,8 +139,8 @@ def _check_constraints(request: Request) -> None:
 
 
 def _check_prompt(request: Request) -> None:
-    """Checks ``suffix``, ``raw``, ``begun`` and ``logprobs``. ``suffix``, ``raw`` and ``begun`` apply only to
-    messages of plain text."""
+    """Checks the fields ``suffix``, ``raw``, ``begun`` and ``logprobs``. ``suffix``, ``raw`` and ``begun``
+    are allowed only with plain text in the message to which they apply."""
     if request.suffix is not None and not request.raw:
         raise invalid("suffix is for raw prompts; set raw to true")
     if request.raw and request.begun:

@@ -51,9 +51,9 @@ class Generation(Surface[R]):
 
     @abstractmethod
     def engine_request(self, request: R, template: FrameTemplate | None, scope: str = "") -> GenerateRequest:
-        """Converts a valid request of a client into a backend request. Requests with the same ``scope``
-        may share KV caches. Call this method only once for a request, since it may free the contents of the
-        request's attachments."""
+        """Converts a valid request of a client into a backend request. Requests with the same ``scope`` may
+        share KV caches. Call this method only once for a request, since the conversion may free the contents
+        of the request's attachments."""
 
     async def answer(
         self, context: RequestContext[R], backend: Backend, metrics: BackendMetrics
@@ -109,12 +109,12 @@ class Generation(Surface[R]):
                     context.tokens += 1
                     if data := writer.event(event):
                         conn.write(data)
-                context.engine_request = None  # no retry follows; its texts may be large
+                context.engine_request = None  # no retry follows; the texts may be large
                 if conn.blocked:
                     await context.let_client_read()
                     last = clock()
         finally:
-            stream.on_wait = None  # which holds the context, which holds the stream
+            stream.on_wait = None  # else stream and context would keep each other alive
             stream.close()
         context.streaming = True
         raise Unavailable("backend ended stream without terminal frame")
@@ -131,7 +131,8 @@ class Generation(Surface[R]):
         return context.engine_request
 
 
-# A system message may be long and shared by all conversations; the user's first words are not.
+# How much of a message identifies its conversation. A system message may be long and the same in all
+# conversations; the user's first message then tells the conversations apart.
 HEAD_CHARS = 4096
 
 

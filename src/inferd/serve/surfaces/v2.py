@@ -1,4 +1,4 @@
-"""The v2 surface: requests and answers consist of typed blocks. A client sends them as lines or as
+"""The v2 surface: requests and answers consist of typed blocks. Requests and answers are sent as lines or as
 length-prefixed frames."""
 
 from __future__ import annotations
