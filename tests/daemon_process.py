@@ -146,6 +146,7 @@ class DaemonProcess:
             "XDG_RUNTIME_DIR": str(directory),
             "INFERD_BACKEND": "mock",
             "INFERD_LOG_DIR": str(self.log_file.parent),
+            "INFERD_SPARE_ENGINE": "0",  # the children and resources of the daemon are counted
         }
         if os.getuid() != 0:
             env["INFERD_CORE_DUMPS"] = "1"  # otherwise only root can see the daemon's open files

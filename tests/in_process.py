@@ -53,6 +53,15 @@ def error(code: str, message: str, request_id: str = "") -> bytes:
     )
 
 
+def open_files() -> dict[int, str]:
+    """The targets of the descriptors of this process."""
+    found = {}
+    for fd in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+            found[int(fd.name)] = str(fd.readlink())
+    return found
+
+
 async def until(condition: Callable[[], bool]) -> None:
     """Polls until the condition is true."""
     deadline = time.monotonic() + PATIENCE_SECS

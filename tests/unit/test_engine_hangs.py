@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import sys
@@ -24,7 +23,7 @@ from inferd.errors import (
     Unavailable,
 )
 from tests.daemon_process import is_gone
-from tests.in_process import PATIENCE_SECS, until
+from tests.in_process import PATIENCE_SECS, open_files, until
 from tests.unit.test_engine_process import ask, begin, finish, hosted, pid_of
 
 
@@ -182,15 +181,6 @@ async def test_a_stopped_process_cannot_block_the_shutdown() -> None:
         assert is_gone(pid)
         with pytest.raises((NotReady, Unavailable)):
             await model.generate(ask())
-
-
-def open_files() -> dict[int, str]:
-    """The targets of the descriptors of this process."""
-    found = {}
-    for fd in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # that of the listing itself
-            found[int(fd.name)] = str(fd.readlink())
-    return found
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")

@@ -9,7 +9,7 @@ import resource
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +48,13 @@ async def hosted(
     check_files: Callable[[], None] = lambda: None,
     patience: Patience | None = None,
     progress: Callable[[str, dict[str, object]], None] = lambda phase, details: None,
+    loading: Callable[[], AbstractContextManager[spawned.Spawned | None]] = nullcontext,
     **options: object,
 ) -> AsyncIterator[HostedModel]:
     where = random_llama() if path is None else path
     wanted = {"n_ctx": 4096, "n_parallel": 1, "threads": 1, **options}
     load = Load(name="test", model="test", path=str(where), **wanted)  # type: ignore[arg-type]
-    model = HostedModel(load, [os.open(where, os.O_RDONLY)], progress, check_files, patience)
+    model = HostedModel(load, [os.open(where, os.O_RDONLY)], progress, check_files, patience, loading=loading)
     try:
         await model.start()
         yield model

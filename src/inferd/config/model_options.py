@@ -236,6 +236,15 @@ class ModelOptions:
         key="engine.keep_thinking",
         reload=True,
     )
+    spare_engine: bool = option(
+        _ENGINE,
+        Boolean(),
+        True,
+        "Keep one engine process ready for the next model. The daemon starts it after it has loaded a local "
+        "model. A model is then loaded sooner, and a crashed one is restarted sooner.",
+        key="engine.spare",
+        reload=True,
+    )
     drafts: str = option(
         _ENGINE,
         Choice(("auto", "on", "off")),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from typing import Any
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
 
 from inferd.config.entries import (
     MAX_REQUESTS,
@@ -21,12 +23,19 @@ from inferd.engine.backend import Backend
 from inferd.progress import Progress
 from inferd.serve.pool import Route
 
+if TYPE_CHECKING:
+    from inferd.engine.local.child.spawned import Spawned
+
 # The limit of llama.cpp for one context.
 MAX_SEQUENCES = 256
 
 
 def build_backend(
-    settings: Settings, entry: BackendEntry, progress: Progress, cancelled: threading.Event
+    settings: Settings,
+    entry: BackendEntry,
+    progress: Progress,
+    cancelled: threading.Event,
+    loading: Callable[[], AbstractContextManager[Spawned | None]] = contextlib.nullcontext,
 ) -> Backend:
     """Builds the backend of ``entry``, including its model. Blocks meanwhile. Raises BootCancelled soon after
     ``cancelled`` is set. Each kind of backend is imported only when an entry needs it."""
@@ -38,7 +47,7 @@ def build_backend(
     if isinstance(entry, LlamaCppEntry):
         from inferd.daemon.local import load
 
-        return load(settings, entry, _engine_options(settings), progress, cancelled)
+        return load(settings, entry, _engine_options(settings), progress, cancelled, loading)
     if isinstance(entry, OpenAICompatEntry):
         from inferd.engine.remote.openai import OpenAICompat
 

@@ -20,7 +20,6 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Coroutine, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from inferd import coredump, log
@@ -30,11 +29,14 @@ from inferd.config.settings import OPTIONS, Settings
 from inferd.config.sources import LoadedConfig
 from inferd.daemon import addresses, systemd
 from inferd.daemon.backends import Backends, Build
+from inferd.daemon.build import build_backend
 from inferd.daemon.descriptors import raise_descriptor_limit
+from inferd.daemon.loop import new_event_loop
 from inferd.daemon.places import Places
 from inferd.daemon.residency import Residency
 from inferd.daemon.room import Room
 from inferd.daemon.server import FLUSH_GRACE_SECS, Server
+from inferd.daemon.spare import Spare
 from inferd.daemon.threads import in_thread
 from inferd.errors import AddressError, BootCancelled, InferdError
 from inferd.log import library
@@ -54,8 +56,6 @@ if TYPE_CHECKING:
 
 # How often the daemon checks that its lock and its sockets still exist.
 LOOK_SECS = 2.0
-# Large requests are validated and converted in threads. There are few threads, because of the GIL.
-WORKER_THREADS = 4
 
 _log = log.get("daemon")
 
@@ -63,7 +63,7 @@ _log = log.get("daemon")
 def serve(
     given: LoadedConfig,
     read: Callable[[], LoadedConfig],
-    build: Build,
+    build: Build | None,
     activity: log.ActivityLog,
     places: Places,
 ) -> None:
@@ -74,7 +74,6 @@ def serve(
     if not given.settings.core_dumps:
         coredump.forbid()
     loop = new_event_loop()
-    loop.set_default_executor(_worker_threads())
     library.capture(loop)
     try:
         loop.run_until_complete(Daemon(given, read, build, activity, places).run())
@@ -86,34 +85,15 @@ def serve(
         library.release()
 
 
-def new_event_loop() -> asyncio.AbstractEventLoop:
-    """Returns an event loop of uvloop if that is installed, or else of asyncio."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
-
-
-def _worker_threads() -> ThreadPoolExecutor:
-    """Returns the thread pool for ``asyncio.to_thread``. All threads are started now, so that an idle daemon
-    has the same threads before and after any load."""
-    pool = ThreadPoolExecutor(WORKER_THREADS, thread_name_prefix="inferd-work")
-    started = threading.Barrier(WORKER_THREADS + 1)
-    for _ in range(WORKER_THREADS):
-        pool.submit(started.wait)
-    started.wait()
-    return pool
-
-
 class Daemon:
-    """One run of the daemon. ``given`` is the first configuration. A reload calls ``read``."""
+    """One run of the daemon. ``given`` is the first configuration. A reload calls ``read``. ``build``
+    replaces the function that builds backends."""
 
     def __init__(
         self,
         given: LoadedConfig,
         read: Callable[[], LoadedConfig],
-        build: Build,
+        build: Build | None,
         activity: log.ActivityLog,
         places: Places,
     ) -> None:
@@ -125,6 +105,8 @@ class Daemon:
         self._places = places
         self._metrics = Metrics()
         router = self._router = Router((), on_breaker=self._tell_breaker)
+        self._spare = Spare(settings.spare_engine)
+        build = build or functools.partial(build_backend, loading=self._spare.loading)
         self._models = Residency(router, build, settings, self._tell_model)
         self._server = Server(settings, router, self._metrics, self._watch_idleness, self._models)
         self._backends = Backends(router, build, Room(router, self._server.admission, self._models))
@@ -199,6 +181,7 @@ class Daemon:
 
             bridge.check(settings)
         addresses.check_keys(settings, self._places.passed)  # fail before a model is fetched and loaded
+        held.push_async_callback(self._spare.close)
         held.push_async_callback(self._backends.close)
         held.push_async_callback(self._models.close)
         backends = await self._backends.make(settings, self._show_loading)
@@ -296,6 +279,7 @@ class Daemon:
             self._backends.use(backends)
             self._settings = settings
             self._models.follow(settings)
+            await self._spare.follow(settings.spare_engine)
             self._activity.level = log.parse_level(settings.log_level)
             self._admin_places.limit = settings.max_connections
             raise_descriptor_limit(settings.max_connections)

@@ -7,6 +7,7 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from inferd.daemon.templates import findings, key_of, read_template
 from inferd.daemon.threads import in_thread
 from inferd.engine.backend import Backend
 from inferd.engine.local.child.messages import Adapter, Load, Loaded
+from inferd.engine.local.child.spawned import Spawned
 from inferd.engine.local.child.supervisor import HostedModel
 from inferd.engine.local.rpc.workers import is_protected, parts_of
 from inferd.errors import ConfigError, ModelError
@@ -36,6 +38,7 @@ def load(
     options: Mapping[str, Any],
     progress: Progress,
     cancelled: threading.Event,
+    loading: Callable[[], AbstractContextManager[Spawned | None]],
 ) -> Backend:
     """Returns the backend of ``entry``. The backend's ``start`` method loads the model. ``options`` are the
     fields of :class:`Load` that are the same for all models. Blocks while the file is fetched and verified.
@@ -103,6 +106,7 @@ def load(
         states=states,
         estimate_bytes=estimate or sum(os.fstat(fd).st_size for fd in kept),
         on_loaded=functools.partial(_keep_finding, key),
+        loading=loading,
     )
 
 

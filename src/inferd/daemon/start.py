@@ -54,9 +54,8 @@ def _run(read: Callable[[], LoadedConfig], build: Build | None) -> None:
             _log.error("boot_failed", error=str(error) if isinstance(error, InferdError) else repr(error))
             raise
         with contextlib.closing(places):
-            from inferd.daemon.build import build_backend
             from inferd.daemon.daemon import serve
 
-            serve(given, read, build or build_backend, activity, places)
+            serve(given, read, build, activity, places)
     finally:
         activity.close()

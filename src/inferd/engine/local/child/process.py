@@ -65,6 +65,10 @@ class Receiver(Protocol):
         """Called if the process ends before the job has ended."""
 
 
+class NeverAnswered(ModelError):
+    """The process ended before it sent a message. It may have ended before the load began."""
+
+
 class EngineProcess:
     """A running engine process: the program ``spawned``, or a new one. Await :meth:`load` before the first
     :meth:`submit`."""
@@ -90,6 +94,7 @@ class EngineProcess:
         self._last_job = 0
         self._progress: Progress | None = None
         self._load: asyncio.Future[m.Loaded] = self._loop.create_future()
+        self._answered = False
         self._reason = ""
         self._pulse = m.Pulse()
         self._asked: float | None = None
@@ -152,6 +157,7 @@ class EngineProcess:
         self._link.send(kind, number, body, fds)
 
     def _receive(self, kind: int, job: int, body: bytes, fds: list[int]) -> None:
+        self._answered = True
         try:
             self._handle(kind, job, body, fds)
         except (msgspec.MsgspecError, ValueError, KeyError, OSError, UnicodeDecodeError):
@@ -261,7 +267,8 @@ class EngineProcess:
         if self._beat is not None:
             self._beat.cancel()
         reason = self._reason or ending(ended.result())
-        self._fail_load(ModelError(f"the engine process ended while it loaded the model: {reason}"))
+        kind = ModelError if self._answered else NeverAnswered
+        self._fail_load(kind(f"the engine process ended while it loaded the model: {reason}"))
         for receiver in list(self._jobs.values()):
             receiver.lost()
         self._jobs.clear()

@@ -15,6 +15,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import TypeVar
 
 import msgspec
@@ -25,7 +26,8 @@ from inferd.engine.backend import Backend, Capabilities, EngineState, Stream
 from inferd.engine.events import Embeddings, Ranking
 from inferd.engine.local.child import messages as m
 from inferd.engine.local.child.jobs import EngineRequest, Job, JobQueue
-from inferd.engine.local.child.process import EngineProcess, Patience
+from inferd.engine.local.child.process import EngineProcess, NeverAnswered, Patience
+from inferd.engine.local.child.spawned import Spawned
 from inferd.engine.local.child.stream import HostedStream
 from inferd.engine.local.child.suspects import Suspects
 from inferd.engine.local.states import DaemonStates, StateStore
@@ -60,7 +62,8 @@ class HostedModel(Backend):
     process that it starts. ``check_files`` raises ModelError if a file has changed. ``system`` is the system
     prompt of requests without one. ``states`` keeps the KV caches of earlier prompts in files, which a later
     daemon can use, too. ``estimate_bytes`` is the memory that an engine process of the model may need.
-    ``on_loaded`` is awaited after the first load."""
+    ``on_loaded`` is awaited after the first load. ``loading`` surrounds each load, and provides a program
+    that is already running, or ``None``."""
 
     kind = "llamacpp"
 
@@ -75,6 +78,7 @@ class HostedModel(Backend):
         states: StateStore | None = None,
         estimate_bytes: int = 0,
         on_loaded: Callable[[m.Loaded], Awaitable[None]] | None = None,
+        loading: Callable[[], AbstractContextManager[Spawned | None]] = contextlib.nullcontext,
     ) -> None:
         self.name = load.name
         self.model = load.model
@@ -87,6 +91,7 @@ class HostedModel(Backend):
         self._system = system
         self._estimate_bytes = estimate_bytes
         self._on_loaded = on_loaded
+        self._loading = loading
         self._file_bytes = sum(os.fstat(fd).st_size for fd in fds)
         self._patience = patience or Patience()
         self._loaded: m.Loaded | None = None
@@ -143,7 +148,16 @@ class HostedModel(Backend):
     # The process.
 
     async def _launch(self, progress: Progress) -> m.Loaded:
-        process = EngineProcess(self.name, lambda reason: self._died(process, reason), self._patience)
+        with self._loading() as spare:
+            if spare is not None:
+                with contextlib.suppress(NeverAnswered):
+                    return await self._launch_in(spare, progress)
+            return await self._launch_in(Spawned(), progress)
+
+    async def _launch_in(self, program: Spawned, progress: Progress) -> m.Loaded:
+        process = EngineProcess(
+            self.name, lambda reason: self._died(process, reason), self._patience, program
+        )
         self._process = process
         try:
             loaded = await process.load(self._settings, self._fds, progress)
