@@ -68,7 +68,7 @@ class RequestContext(Generic[R]):
     """One request in progress: its caller, its stage, and whether it must end early.
 
     ``source`` holds the log fields of the connection. ``tokens`` counts the chunks of the answer so far.
-    ``prompt_read()`` returns the share of the prompt that has been computed, or ``None`` if this share is
+    ``prompt_read()`` returns the share of the prompt that has been processed, or ``None`` if this share is
     unknown. ``caller`` identifies the process and ``owner`` the user that sent the request, so that the queue
     can serve them fairly. ``route`` says why the backend was chosen from its pool. ``engine_request`` is the
     request in the backend's form, which is kept while a retry is possible. ``show`` sends a progress frame,

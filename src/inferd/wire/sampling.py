@@ -1,4 +1,4 @@
-"""The request fields that v1 and v2 share: for sampling, for the queue, and for the owner of the request.
+"""The fields that v1 and v2 requests share: for sampling, for the queue, and for the owner of the request.
 
 ``read`` is part of parsing and raises DecodeError. ``check`` is part of validation and raises InvalidRequest.
 A field is ``None`` if it was absent or ``null``.
