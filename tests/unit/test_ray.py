@@ -113,6 +113,8 @@ DONE = {"type": "done", "id": "q"}
         ([[LATE]], ["error"]),
         ([[WORD, FAILED]], ["token", "error"]),
         ([[WORD, Dead()]], ["token", "lost"]),
+        ([[Dead()]] * 9, ["lost"]),
+        ([*[[Dead()]] * 7, [FAILED], *[[Dead()]] * 3], ["lost"]),
     ],
 )
 async def test_a_request_is_repeated_before_its_first_token_only(

@@ -294,8 +294,6 @@ def setup(level: str, directory: Path | None, stderr: bool = True) -> ActivityLo
         event = "the activity log cannot be written, events go to stderr only"
         text.write([_entry((time.time(), WARN, "log", event, fields))])
 
-    if stderr:
-        text.start()
     file = None if directory is None else FileSink(directory, complain)
     activity = ActivityLog(number, text, file, shown=stderr)
     activity.start()

@@ -61,21 +61,12 @@ class TextSink:
         if kept:
             self._taken += len(kept)
             self._batches.put(kept)
-            self.start()
 
     def close(self) -> None:
         """Ends the thread after the last event. If the reader of stderr stalls, waits at most
         ``CLOSE_SECS``."""
-        if self._thread is not None:
-            self._batches.put(None)
-            self._thread.join(CLOSE_SECS)
-
-    def start(self) -> None:
-        """Starts the thread that writes to stderr, unless it has been started. The constructor starts the
-        thread."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._write_all, name="log-stderr", daemon=True)
-            self._thread.start()
+        self._batches.put(None)
+        self._thread.join(CLOSE_SECS)
 
     def _write_all(self) -> None:
         told = 0

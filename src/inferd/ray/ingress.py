@@ -208,7 +208,7 @@ class RayConnection:
             self._incoming.feed(b"")
         except RayError as error:
             _log.warn("replica_lost", error=type(error).__name__, answered=self._answered)
-            if self._answered or self._tries == TRIES:
+            if self._answered or self._tries >= TRIES:
                 raise ConnectionLost(
                     "the replica that worked on this request has ended; send the request again"
                 ) from None
