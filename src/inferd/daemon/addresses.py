@@ -1,4 +1,4 @@
-"""The surfaces that a daemon serves, and their sockets."""
+"""The surfaces that a daemon serves (v1, v2, framed, embed, rerank and admin), and their sockets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from inferd.engine.backend import Backend
 
 _NEEDED = {"v1": None, "v2": None, "embed": "embed", "rerank": "rerank", "framed": None}
-"""The capability that each surface needs. ``None`` stands for text, which needs no special capability."""
+"""Each surface, and the capability that it needs of a backend. ``None``: the surface serves text, which needs
+no special capability."""
 
 _log = log.get("addresses")
 
@@ -34,13 +35,12 @@ def surfaces(settings: Settings, backends: Sequence[Backend]) -> list[str]:
 
 
 def of_text(settings: Settings) -> list[str]:
-    """Returns the names of the configured surfaces for text, which need no special capability of a
-    backend."""
+    """Returns the names of the configured surfaces that serve text."""
     return [name for name, needed in _NEEDED.items() if needed is None and name in settings.surfaces]
 
 
 def configured(settings: Settings) -> dict[str, str]:
-    """Returns the address of the admin socket and of every surface, even of a surface that is not served."""
+    """Returns the configured address of every surface, even of a surface that the daemon does not serve."""
     return {name: str(tcp or path) for name, (tcp, path) in _pairs(settings).items()}
 
 
@@ -60,8 +60,8 @@ def for_clients(settings: Settings) -> dict[str, str]:
 
 
 def bind_surface(settings: Settings, name: str, passed: Mapping[str, Bound]) -> Bound:
-    """Returns the listening socket of a surface or of ``admin``. If the service manager passed a socket for
-    it, returns that one, or else a new one.
+    """Returns the listening socket of the surface ``name``: the socket that the service manager has passed
+    for it, or else a new socket.
 
     Raises AddressError.
     """
@@ -79,8 +79,9 @@ def bind_surface(settings: Settings, name: str, passed: Mapping[str, Bound]) -> 
 
 
 def check_keys(settings: Settings, passed: Mapping[str, Bound]) -> None:
-    """Raises AddressError if a surface has a TCP address beyond loopback and no API key is set, unless its
-    socket is among the ``passed`` ones. :func:`bind_surface` would raise the same error later."""
+    """Raises AddressError if a surface has a TCP address beyond loopback and no API key is set. Skips
+    surfaces whose socket the service manager has ``passed``. :func:`bind_surface` would raise the same error,
+    but later."""
     for name, (tcp, _) in _pairs(settings).items():
         if tcp is not None and name in settings.surfaces and name not in passed:
             bind.check_key(tcp, has_key=settings.api_key is not None)
@@ -97,7 +98,7 @@ def bind_metrics(address: str, group: str | None) -> Bound:
 
 
 def _pairs(settings: Settings) -> dict[str, tuple[str | None, Path | None]]:
-    """Returns for each surface its TCP address, if it has one, and the path of its Unix socket."""
+    """Returns for each surface its TCP address and the path of its Unix socket. One of them is ``None``."""
     return {
         "v1": (settings.tcp, settings.uds),
         "v2": (settings.v2_tcp, settings.v2_addr),

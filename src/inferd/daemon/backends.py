@@ -1,9 +1,10 @@
 """Builds the configured backends in order, passes them to the router, and replaces them while requests run.
 
-:meth:`Backends.make` builds those backends of a configuration that do not exist yet. Requests notice this
-only if old models must make room (:mod:`inferd.daemon.room`). :meth:`Backends.use` then switches the router
-to the new list, and closes each dropped backend after its last request. A backend whose entry and settings
-are unchanged is kept, unless it has died.
+:meth:`Backends.make` builds the backends of a configuration that do not exist yet. Meanwhile, the old
+backends serve requests, unless an old model must free memory for a new model (:mod:`inferd.daemon.room`).
+:meth:`Backends.use` then switches the router to the new list of backends, and closes each backend that is not
+in this list after the backend's last request. A backend whose config entry and settings are unchanged is
+kept, unless the backend has died.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ _log = log.get("backends")
 
 
 class Backends:
-    """The configured backends. ``build`` builds one backend, and is called in a thread of its own. All
-    methods run on the event loop."""
+    """The configured backends. ``build`` builds one backend, and runs in a thread of its own. All methods of
+    this class run on the event loop."""
 
     def __init__(self, router: Router, build: Build, room: Room) -> None:
         self._router = router
@@ -53,12 +54,11 @@ class Backends:
         self._started = False
 
     async def make(self, settings: Settings, show: Show) -> list[Backend]:
-        """Builds and starts the backends of ``settings``, and returns them in order. Entries that are loaded
-        on demand are left out.
+        """Builds and starts the backends of ``settings``, and returns them in order. Leaves out config
+        entries whose models are loaded on demand.
 
-        ``show`` is called with the progress of each build.
-
-        Raises the error of a failed build. A cancelled task first waits until the running build has stopped.
+        Calls ``show`` with the progress of each build. Raises the error of a failed build. If the calling
+        task is cancelled, waits until the running build has stopped.
         """
         routes: dict[Backend, Route] = {}
         entries = [
@@ -97,7 +97,7 @@ class Backends:
             loop.call_soon_threadsafe(pace.show, phase, details)
 
         async def make_room(backend: Backend) -> None:
-            if self._started:  # the first models are loaded as configured
+            if self._started:  # the boot loads the configured models even if memory is short
                 await self._room.make(settings, backend, self._build_keys, leaving, show)
 
         backend = await started(
@@ -107,8 +107,8 @@ class Backends:
         return backend
 
     async def until_ready(self, backends: Sequence[Backend], patience: float) -> None:
-        """Waits until all ``backends`` are ready. Raises ModelError if one is not ready after ``patience``
-        seconds."""
+        """Waits until all ``backends`` are ready. Raises ModelError if a backend is not ready after
+        ``patience`` seconds."""
         loop = asyncio.get_running_loop()
         give_up = loop.time() + patience
         while waiting := [backend.name for backend in backends if not backend.ready()]:
@@ -129,14 +129,16 @@ class Backends:
         ]
 
     def use(self, backends: Sequence[Backend]) -> None:
-        """Makes the router use ``backends``, which :meth:`make` returned, from the next request on."""
+        """Makes the router use ``backends`` from the next request on. :meth:`make` has returned
+        ``backends``."""
         self._started = True
         for member in self._router.replace(backends, self._routes):
             del self._build_keys[member.backend]
             self._in_background(self._retire(member, at_once=self._room.rests(member)))
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Runs ``work`` in a task that outlives a cancelled caller. :meth:`close` waits for the task."""
+        """Runs ``work`` in a new task, which goes on if the calling task is cancelled. :meth:`close` waits
+        for the new task."""
         task = asyncio.get_running_loop().create_task(work)
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
@@ -150,9 +152,9 @@ class Backends:
         _log.info("backend_closed", backend=name)
 
     async def settle(self) -> str:
-        """Ends a reload: closes the backends that :meth:`make` built but the router does not use, and wakes
-        the router's backends that made room for them. Returns a clause about the backends that were woken,
-        which is added to the error of a failed reload. A second call does nothing.
+        """Ends a reload: closes the backends that :meth:`make` has built but the router does not use, and
+        wakes the router's backends that were put to rest to free memory (:mod:`inferd.daemon.room`). Returns
+        a clause that names the woken backends, for the error of a failed reload. A second call does nothing.
         """
         try:
             await self._discard()
@@ -164,7 +166,7 @@ class Backends:
         used = {member.backend for member in self._router.members}
         unused = [backend for backend in self._build_keys if backend not in used]
         for backend in unused:
-            del self._build_keys[backend]  # first: a reload during the close must not adopt it
+            del self._build_keys[backend]  # before the close, so that no later reload uses the backend
         if unused:
             await asyncio.wait([self._in_background(backend.close()) for backend in unused])
 
@@ -203,8 +205,8 @@ async def started(
 
 
 class Pace:
-    """Passes progress on to ``show``: each change and each completion of a phase, and other progress at most
-    every ``PROGRESS_SECS``."""
+    """Passes the progress of a build on to ``show``: each beginning and end of a phase, and other progress at
+    most every ``PROGRESS_SECS``."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, show: Show) -> None:
         self._loop = loop
@@ -223,14 +225,14 @@ class Pace:
 
 
 def capabilities_frame(backend: Backend, route: Route, *, pooled: bool) -> bytes:
-    """Returns the ``capabilities`` frame of a backend, with the capabilities, and with the names by which
+    """Returns the ``capabilities`` frame of a backend: the backend's capabilities, and the names by which
     requests may address the backend."""
     able = backend.capabilities()._asdict()
     accelerator = able.pop("accelerator")._asdict()
     kind = accelerator.pop("kind")
     first = {name: able.pop(name) for name in ("v2", "vision", "audio", "tools", "thinking", "embed")}
     names = {"wire_version": WIRE_VERSION, "name": backend.name, "model": backend.model}
-    # A name that no other backend serves is listed like an alias.
+    # If no other backend has the same ``serves``, this name is listed as an alias.
     further = (route.serves,) if not pooled and route.serves not in ("", backend.name, backend.model) else ()
     pool = {"pool": route.serves if pooled else "", "aliases": [*route.aliases, *further]}
     ours = {**accelerator, **able, **names, **pool}

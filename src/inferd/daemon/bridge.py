@@ -1,8 +1,9 @@
-"""Runs the HTTP bridge as a child process: binds its socket, and starts, restarts and ends the process.
+"""Runs the HTTP bridge as a child process: binds its socket, and starts, restarts and ends the child.
 
-The daemon binds the socket, which stays open if the child dies. So clients wait in its backlog while a new
-child starts. The child reads its setup as one line from standard input. The child exits at end of file, which
-means that the daemon is gone. The child's command is this Python interpreter with fixed arguments.
+The daemon holds the listening socket, which stays open if the child dies. So clients wait in the socket's
+backlog while a new child starts. The child reads its setup as one line from standard input. The end of
+standard input means that the daemon is gone, and then the child exits, too. The child's command is this
+Python interpreter with fixed arguments.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def check(settings: Settings) -> None:
             raise ConfigError(f"{file}, which the HTTP bridge needs, is not there")
     if "v2" not in settings.surfaces:
         raise ConfigError("the HTTP bridge needs v2; leave out --no-v2 or --http")
-    bind_address(settings).close()  # bound again later, when the daemon can serve
+    bind_address(settings).close()  # the daemon binds the address again when it can serve
 
 
 def has_keys(settings: Settings) -> bool:
@@ -61,7 +62,7 @@ def has_keys(settings: Settings) -> bool:
 
 
 def setup_of(settings: Settings, fd: int, token: str) -> Mapping[str, object]:
-    """Returns the setup of a bridge on the listening socket ``fd``. See :class:`inferd.http.server.Setup`."""
+    """Returns the setup (:class:`inferd.http.server.Setup`) of a bridge on the listening socket ``fd``."""
     key = None if settings.api_key is None else settings.api_key.reveal()
     return {
         "fd": fd,
@@ -88,8 +89,8 @@ def _path(path: Path | None) -> str | None:
 
 
 def bind_address(settings: Settings) -> bind.Bound:
-    """Binds the listening socket. Raises AddressError, which names the process that holds the address, if
-    such a process is found."""
+    """Binds the listening socket. Raises AddressError, which names the process that already listens on the
+    address, if this process can be found."""
     address = str(settings.http)
     try:
         return bind.bind_tcp(address, has_key=has_keys(settings))
@@ -116,10 +117,10 @@ class HttpBridge:
         _log.info("http_listening", address=self._bound.address)
 
     def stop(self) -> None:
-        """Tells the child to accept no new connection and to exit after its requests. A second call does
-        nothing."""
+        """Tells the child to accept no new connection, and to exit after its running requests. A second call
+        does nothing."""
         if self._told_to_stop.is_set():
-            return  # a second signal would kill it at once
+            return  # a second signal would kill the child at once
         self._told_to_stop.set()
         self._bound.close()
         if self._child is not None and self._child.returncode is None:
@@ -127,7 +128,8 @@ class HttpBridge:
                 self._child.terminate()
 
     async def close(self) -> None:
-        """Stops the child and waits for its end. Kills the child if it still runs after ``STOP_SECS``."""
+        """Stops the child and waits until it has exited. Kills the child if it still runs after
+        ``STOP_SECS``."""
         self.stop()
         if self._task is None:
             return

@@ -1,4 +1,4 @@
-"""Builds the configured backends, including their models."""
+"""Builds backends from their config entries."""
 
 from __future__ import annotations
 
@@ -37,8 +37,11 @@ def build_backend(
     cancelled: threading.Event,
     loading: Callable[[], AbstractContextManager[Spawned | None]] = contextlib.nullcontext,
 ) -> Backend:
-    """Builds the backend of ``entry``, including its model. Blocks meanwhile. Raises BootCancelled soon after
-    ``cancelled`` is set. Each kind of backend is imported only when an entry needs it."""
+    """Builds the backend of the config entry ``entry``. Blocks while the files of a local model are
+    downloaded and verified. The backend's ``start`` method loads the model.
+
+    Raises BootCancelled soon after ``cancelled`` is set. Imports only the modules for the kind of ``entry``.
+    """
     if isinstance(entry, MockEntry):
         from inferd.engine.mock import Mock
 
@@ -65,10 +68,12 @@ def build_backend(
 
 
 def build_key(settings: Settings, entry: BackendEntry) -> tuple[object, ...]:
-    """Returns everything that determines the backend of ``entry``. Backends with equal keys are
-    interchangeable."""
-    if not isinstance(entry, InferdEntry) or entry.model:  # otherwise it is also the model's name
-        entry = entry._replace(serves=None)  # only the router uses it, like the next one
+    """Returns all values on which the backend of the config entry ``entry`` depends. Backends with equal keys
+    are interchangeable."""
+    # Only the router uses ``serves`` and ``max_requests``. But for another inferd daemon without ``model``,
+    # ``serves`` is also the name of the model.
+    if not isinstance(entry, InferdEntry) or entry.model:
+        entry = entry._replace(serves=None)
     if not isinstance(entry, MockEntry | LlamaCppEntry):
         entry = entry._replace(max_requests=MAX_REQUESTS)
     if isinstance(entry, LlamaCppEntry):
@@ -86,7 +91,7 @@ def build_key(settings: Settings, entry: BackendEntry) -> tuple[object, ...]:
 
 
 def _stamps(entry: LlamaCppEntry) -> list[tuple[int, int]]:
-    """Returns a value that changes whenever the chat template or an adapter file of an entry changes."""
+    """Returns a value that changes when the template file or an adapter file of a config entry changes."""
     stamps = []
     for path in (entry.chat_template_file, *(adapter.path for adapter in entry.lora)):
         with contextlib.suppress(OSError):
@@ -97,7 +102,7 @@ def _stamps(entry: LlamaCppEntry) -> list[tuple[int, int]]:
 
 
 def route_of(entry: BackendEntry) -> Route:
-    """Returns the route of the backend of ``entry``."""
+    """Returns the route to the backend of the config entry ``entry``."""
     if isinstance(entry, MockEntry):
         return Route(serves=entry.serves or "")
     if isinstance(entry, LlamaCppEntry):
@@ -108,8 +113,9 @@ def route_of(entry: BackendEntry) -> Route:
 
 
 def _left_open(settings: Settings) -> dict[str, bool]:
-    """Returns whether to offer ``embed`` and ``rerank`` through a server whose entry does not declare them. A
-    surface is offered in this way if its setting is on and no entry declares the surface."""
+    """Returns whether a server with the OpenAI API is used for ``embed`` and for ``rerank`` if its config
+    entry does not say so. The server is used if the option of this name is on, and no config entry enables
+    the surface."""
     said = frozenset[str]().union(*map(surfaces_of, settings.backends))
     return {name: getattr(settings, name) and name not in said for name in ("embed", "rerank")}
 

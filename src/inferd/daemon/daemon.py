@@ -1,12 +1,13 @@
 """The daemon: builds all its parts from Settings in a fixed order, and closes them in reverse order.
 
-The boot takes the lock and the admin socket (places.py), then handles signals, checks the configuration,
-builds the backends, publishes their capabilities, and opens the inference sockets. If a model is to be
-loaded, these sockets open only once every backend is ready. A signal ends the boot cleanly at any point. An
-error of the boot is published on the admin socket and raised. A reload builds new backends while the old ones
-serve or, if memory is short, rest (room.py), and then switches to all of them at once. If a reload fails, the
-old configuration stays in effect. A stop refuses new connections and new requests. Running requests get
-``drain_timeout_secs``, then end as ``cancelled``. A second signal ends the process at once.
+The boot takes the lock and the admin socket, and binds the sockets for text unless a local model is preloaded
+(places.py). Then it handles signals, checks the configuration, builds the backends, publishes their
+capabilities, waits until all backends are ready, and serves requests. A signal ends the boot cleanly at any
+point. An error of the boot is published on the admin socket and raised. A reload builds new backends while
+the old backends serve or, if memory is short, are unloaded (room.py), and then switches to all new backends
+at once. If a reload fails, the old configuration stays in effect. A stop refuses new connections and new
+requests. Running and queued requests may finish within ``drain_timeout_secs``, and are then cancelled. A
+second signal ends the process at once.
 """
 
 from __future__ import annotations
@@ -67,9 +68,9 @@ def serve(
     activity: log.ActivityLog,
     places: Places,
 ) -> None:
-    """Runs a daemon in its ``places`` until it is stopped. Raises the InferdError of a failed boot."""
+    """Runs a daemon in ``places`` until the daemon is stopped. Raises the InferdError of a failed boot."""
     collect_as_usual()
-    # The modules stay, so no collection of the running daemon visits them.
+    # The imported modules stay in memory, so garbage collections of the running daemon need not visit them.
     gc.freeze()
     if not given.settings.core_dumps:
         coredump.forbid()
@@ -86,8 +87,8 @@ def serve(
 
 
 class Daemon:
-    """One run of the daemon. ``given`` is the first configuration. A reload calls ``read``. ``build``
-    replaces the function that builds backends."""
+    """One run of the daemon. ``given`` is its first configuration. A reload calls ``read`` for the next.
+    ``build`` replaces the function that builds backends."""
 
     def __init__(
         self,
@@ -131,7 +132,7 @@ class Daemon:
         async with contextlib.AsyncExitStack() as held:
             self._handle_signals(held)
             held.callback(self._places.close)
-            # Before the lock is released: a command takes that for the exit, and may send one more signal.
+            # Before the lock is released: a command takes its release for the exit, and may send a signal.
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 held.callback(signal.signal, number, signal.SIG_IGN)
             try:
@@ -156,7 +157,7 @@ class Daemon:
         _log.info("stopped")
 
     async def _do(self, work: Coroutine[Any, Any, None]) -> bool:
-        """Runs ``work``, which a signal may cancel. Returns whether it completed."""
+        """Runs ``work``, which a signal may cancel. Returns whether ``work`` completed."""
         self._work = self._loop.create_task(work)
         try:
             await self._work
@@ -203,7 +204,7 @@ class Daemon:
             held.callback(self._loop.create_task(watch).cancel)
 
     async def _watch_places(self) -> None:
-        """Stops the daemon if its lock or one of its sockets is removed, since no client could find it."""
+        """Stops the daemon if its lock or a socket is removed, since clients could not find the daemon."""
         listeners = [*self._server.listeners, *([] if self._admin is None else [self._admin])]
         while True:
             await asyncio.sleep(LOOK_SECS)
@@ -322,7 +323,7 @@ class Daemon:
         self._loop.call_soon_threadsafe(handler)
 
     def _on_reload_signal(self) -> None:
-        """Reloads as soon as the daemon is ready. A reload that is running is cancelled and started again."""
+        """Starts a reload as soon as the daemon is ready. A running reload is cancelled and started again."""
         self._reload_wanted = True
         self._woken.set()
         if self._ready and self._work is not None:
@@ -345,7 +346,7 @@ class Daemon:
             self._work.cancel()
 
     def _watch_idleness(self) -> None:
-        """Starts the timer that stops the daemon after ``idle_exit_secs`` without a client connection."""
+        """Starts the timer that stops an idle daemon, or stops the timer if a client is connected."""
         if self._idle_alarm is not None:
             self._idle_alarm.cancel()
             self._idle_alarm = None
@@ -372,7 +373,7 @@ def _describe(error: Exception) -> str:
 
 
 def _reloadable(old: Settings, new: Settings) -> Settings:
-    """Returns ``new``, with the old values of settings that need a restart. The log names these settings."""
+    """Returns ``new`` with the old values of options that only a restart can change. Logs their names."""
     fixed = [
         option
         for option in OPTIONS

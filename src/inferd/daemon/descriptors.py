@@ -1,4 +1,4 @@
-"""The limit of open descriptors."""
+"""The limit of open file descriptors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ _log = log.get("daemon")
 
 
 def raise_descriptor_limit(connections: int) -> None:
-    """Raises the limit of open descriptors, as far as the system allows, to what ``connections`` need."""
+    """Raises the limit of open file descriptors so that this number of ``connections`` is possible, or to the
+    system's maximum."""
     wanted = connections + OTHER_DESCRIPTORS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -1,8 +1,8 @@
-"""The models that a request may name: those of the configuration, and all others in the store.
+"""The models that a request may name: all models of the configuration, and all models in the store.
 
-A configured entry with ``"preload": false`` is loaded with its own options when a request names it. A stored
-model without an entry is loaded with the default options. This module only looks models up, and loads none.
-Methods that read the store block.
+When a request names the model of a config entry with ``"preload": false``, the model is loaded with the
+options of the config entry. A stored model without a config entry is loaded with the default options. This
+module only looks models up, and loads none. Methods that read the store block.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ MAX_NAME_CHARS = 128
 
 
 class Directory:
-    """Looks names up in the router, in ``settings`` and in the store. ``settings`` may be replaced at any
-    time."""
+    """Looks names up in the router, in ``settings`` and in the store. The daemon may replace ``settings`` at
+    any time."""
 
     def __init__(self, router: Router, settings: Settings) -> None:
         self.settings = settings
@@ -37,10 +37,10 @@ class Directory:
         self._analyses = Analyses(findings())
 
     def resolve(self, name: str) -> str:
-        """Resolves a model's name, an alias or the name of an entry to the name under which the model is
-        loaded and dispatched. Returns an unknown name unchanged. Raises ModelNotFound for a name that is too
-        long."""
-        if len(name) > MAX_NAME_CHARS:  # too long for a store, and the search for similar names is slow
+        """Returns the name under which a model is loaded and requests are dispatched. ``name`` may be the
+        name of a model, an alias or the name of a config entry. Returns an unknown name unchanged. Raises
+        ModelNotFound for a name that is too long."""
+        if len(name) > MAX_NAME_CHARS:  # no stored model has it, and looking for similar names would be slow
             raise ModelNotFound(name[:MAX_NAME_CHARS] + "…")
         if self._router.serves(name):
             return name
@@ -58,7 +58,7 @@ class Directory:
         return name
 
     def entry(self, name: str) -> LlamaCppEntry:
-        """Returns the entry to load for a resolved name. If ``n_ctx`` of the entry is ``None``, the caller
+        """Returns the config entry to load for a resolved name. If its ``n_ctx`` is ``None``, the caller
         chooses the context size."""
         for entry in self.settings.backends:
             if isinstance(entry, LlamaCppEntry) and entry.name == name and not entry.preload:
@@ -66,8 +66,8 @@ class Directory:
         return LlamaCppEntry(name=name, model=ModelSpec(name=name))
 
     def card(self, name: str) -> ModelCard:
-        """Returns the model card, read from the file of a resolved name. Raises ModelError, or ModelNotFound
-        with a remedy."""
+        """Returns the model card for a resolved name, from the headers of the model's files. Raises
+        ModelError for an invalid file, and ModelNotFound with a remedy."""
         entry = self.entry(name)
         digest, files = self._files(name)
         if entry.model is not None:
@@ -92,8 +92,8 @@ class Directory:
         return None, [path.with_name(each) for each in part_names(path.name)] or [path]
 
     def card_with_draft(self, name: str) -> ModelCard:
-        """Returns the model card that includes the entry's draft model, if the draft model's file can be
-        read."""
+        """Returns the model card for a resolved name. The card includes the draft model that the config entry
+        names, if drafts are on and the draft model's file can be read."""
         card, entry = self.card(name), self.entry(name)
         if entry.draft is None or self.settings.drafts == "off":
             return card
@@ -111,7 +111,7 @@ class Directory:
             raise ModelNotFound(name, (), missing=True) from None
 
     def _digests(self, name: str) -> tuple[str, ...]:
-        """Returns the digests of the files of a stored model. Raises ModelNotFound."""
+        """Returns the SHA-256 digests of the files of a stored model. Raises ModelNotFound."""
         known = lookup(name)
         if known is not None:
             return (known.sha256,)
@@ -137,10 +137,11 @@ class Directory:
         return names
 
     async def listing(self, is_resident: Callable[[str], bool]) -> list[dict[str, object]]:
-        """Returns one row for every model that is loaded on demand, with the metadata from its file.
+        """Returns one row for every model that is loaded on demand, with the metadata from the model's file.
 
-        A stored model without its file is left out. If a chat template was not analysed yet, the row has what
-        the text of the template suggests, and the analysis begins, for a later listing.
+        Leaves out a model of the store whose file is missing. If a model's chat template has not been
+        analysed yet, the row has what the text of the template suggests, and an analysis for later listings
+        begins.
         """
         rows, lookup = await in_thread(lambda: self._rows(is_resident))
         self._analyses.want(lookup)
@@ -203,13 +204,13 @@ class Directory:
 
 
 def _of_entry(entry: LlamaCppEntry) -> dict[str, object]:
-    """Returns the metadata that the entry of a model has: its aliases and its LoRA adapters."""
+    """Returns the fields of a row that come from the config entry: the aliases and the LoRA adapters."""
     adapters = [adapter.name for adapter in entry.lora]
     return {"aliases": list(entry.aliases), **({"lora": adapters} if adapters else {})}
 
 
 def with_context(entry: LlamaCppEntry, card: ModelCard, n_ctx: int) -> LlamaCppEntry:
-    """Returns ``entry`` with the context size ``n_ctx``. If the entry does not set ``embed``, it is set from
-    the model's card."""
+    """Returns the config entry ``entry`` with the context size ``n_ctx``. If ``embed`` is not set, takes its
+    value from the model card."""
     embed = entry.embed if entry.embed is not None else (card.pooling or card.ranks or None)
     return entry._replace(n_ctx=n_ctx, embed=embed)

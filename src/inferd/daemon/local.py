@@ -1,4 +1,4 @@
-"""Builds the backends of local models: verifies the model's file, and prepares an engine process for it."""
+"""Builds the backends of local models: verifies a model's files, and prepares the model's engine process."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def load(
     cancelled: threading.Event,
     loading: Callable[[], AbstractContextManager[Spawned | None]],
 ) -> Backend:
-    """Returns the backend of ``entry``. The backend's ``start`` method loads the model. ``options`` are the
-    fields of :class:`Load` that are the same for all models. Blocks while the file is fetched and verified.
-    """
+    """Returns the backend of the config entry ``entry``. The backend's ``start`` method loads the model.
+    ``options`` are the fields of :class:`Load` that are the same for all models. Blocks while the model's
+    files are downloaded and verified."""
     with contextlib.ExitStack() as held:
         model = held.enter_context(_open_model(settings, entry, progress, cancelled))
 
@@ -126,16 +126,17 @@ def _card(model: verify.OpenModel) -> ModelCard | None:
 
 
 def _most_memory(settings: Settings, card: ModelCard, n_ctx: int, beside: Sequence[int]) -> int:
-    """Returns the memory limit of a model's engine process, in bytes. The limit includes the files ``beside``
-    the model: its projector and its adapters."""
+    """Returns the memory limit of a model's engine process, in bytes. The limit includes memory for the files
+    ``beside`` the model's file: the projector and the adapters."""
     needed = card.memory_bytes(n_ctx or card.context, max(1, settings.active_permits), settings.n_batch)
     needed += 2 * sum(os.fstat(fd).st_size for fd in beside)
     return settings.engine_memory_factor * needed
 
 
 def _fitting_context(settings: Settings, entry: LlamaCppEntry, card: ModelCard | None) -> tuple[int, int]:
-    """Returns the context size that the entry sets, or else the largest one that is likely to fit in memory,
-    and the bytes that the model then needs, 0 if unknown. Logs a warning if no size is likely to fit."""
+    """Returns the context size, and the bytes that the model needs with it (0 if unknown). The context size
+    is the size that the config entry sets, or else the largest size that is likely to fit in memory. Logs a
+    warning if no size is likely to fit."""
     if card is None:
         return memory.CONTEXTS[0] if entry.n_ctx is None else entry.n_ctx, 0
     held = memory.part_here(card, len(entry.rpc), entry.n_gpu_layers)
@@ -154,8 +155,8 @@ def _fitting_context(settings: Settings, entry: LlamaCppEntry, card: ModelCard |
 
 
 def _check_workers(entry: LlamaCppEntry) -> None:
-    """Raises ConfigError if the connection to an RPC worker is not protected, unless the entry allows
-    that."""
+    """Raises ConfigError if the connection to an RPC worker is not protected, unless the config entry allows
+    unprotected connections."""
     for endpoint in () if entry.rpc_unprotected else entry.rpc:
         if not is_protected(parts_of(endpoint)[0]):
             raise ConfigError(
@@ -166,7 +167,7 @@ def _check_workers(entry: LlamaCppEntry) -> None:
 
 
 def _changes(path: Path, fds: Sequence[int]) -> Callable[[], None]:
-    """Returns a function that raises ModelError if one of the files has changed since."""
+    """Returns a function that raises ModelError if one of the open files has changed since this call."""
 
     def stamps() -> list[tuple[int, int]]:
         return [(found.st_size, found.st_mtime_ns) for found in map(os.fstat, fds)]

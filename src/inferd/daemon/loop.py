@@ -11,7 +11,7 @@ WORKER_THREADS = 4
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
-    """Returns an event loop of uvloop if that is installed, or else of asyncio, with its thread pool."""
+    """Returns an event loop of uvloop if uvloop is installed, or else of asyncio, with its thread pool."""
     try:
         import uvloop
     except ImportError:
@@ -23,8 +23,8 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
 
 
 def _worker_threads() -> ThreadPoolExecutor:
-    """Returns the thread pool for ``asyncio.to_thread``. All threads are started now, so that an idle daemon
-    has the same threads before and after any load."""
+    """Returns the thread pool for ``asyncio.to_thread``. Starts all threads at once, so that an idle daemon
+    always has the same number of threads."""
     pool = ThreadPoolExecutor(WORKER_THREADS, thread_name_prefix="inferd-work")
     started = threading.Barrier(WORKER_THREADS + 1)
     for _ in range(WORKER_THREADS):
