@@ -1,9 +1,9 @@
 """Removes or escapes control characters in untrusted text that is shown on a terminal.
 
 Untrusted text is, for example, a server's error, a manifest of a shared store, a file name or a model's
-answer. Such text may contain escape sequences, which control a terminal, or bidirectional overrides, which
-reorder the displayed text. All output of the commands and of the log passes through one of these functions.
-Joiners, spaces and marks that some writing systems need are kept.
+answer. Untrusted text may contain escape sequences, which control a terminal, or bidirectional overrides,
+which reorder the displayed text. All output of the commands and of the log passes through a function of this
+module. Joiners, spaces and marks that some writing systems need are kept.
 """
 
 from __future__ import annotations

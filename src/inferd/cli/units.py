@@ -1,7 +1,8 @@
 """The service definitions of the daemon: systemd units and a launchd property list.
 
-``inferd service install`` installs these definitions. ``python -m inferd.cli.units packaging`` writes them as
-files for packagers, and a test checks that the files in ``packaging/`` are up to date.
+``inferd service install`` uses the functions of this module. ``python -m inferd.cli.units packaging`` writes
+the service definitions as files for packagers, and a test checks that the files in ``packaging/`` are up to
+date.
 """
 
 from __future__ import annotations
@@ -182,8 +183,8 @@ def _line(command: Sequence[str]) -> str:
 
 
 def _quoted(word: str) -> str:
-    """Quotes one word of a command for a systemd unit. Doubles ``%`` and ``$``, since systemd expands single
-    ones."""
+    """Quotes one word of a command for a systemd unit. Doubles each ``%`` and ``$``, since systemd expands a
+    single ``%`` or ``$``."""
     escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
     return escaped if escaped and not set(escaped) & set(" \t\"';") else f'"{escaped}"'
 

@@ -1,8 +1,8 @@
 """A status line on stderr while a request waits for its answer.
 
-The status line appears only on a terminal, and only after a second. It shows the steps of the model's load
-and the position in the queue, which the request's own connection reports, or else the state that the admin
-socket reports. Without a terminal, each step of the load is printed on a line of its own.
+The status line appears only on a terminal, and only after a second. The status line shows the steps of the
+model's load and the position in the queue, which the request's own connection reports, or else the state that
+the admin socket reports. Without a terminal, each step of the load is printed on a line of its own.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class Waiting:
         self.over()
 
     def over(self) -> None:
-        """Removes the status line. Call this method when the answer begins. It does not wait for the daemon.
-        A second call does nothing."""
+        """Removes the status line, without waiting for the daemon. Call this method when the answer begins. A
+        second call does nothing."""
         if self._over.is_set():
             return
         with self._lock:
@@ -65,7 +65,7 @@ class Waiting:
 
     def phase(self, name: str, details: Mapping[str, Any]) -> None:
         """Takes a ``progress`` frame of the request: a step of the model's load, or a position in the queue.
-        Shows it in the status line or, without a terminal, prints each step of the load."""
+        The status line shows the step or the position. Without a terminal, prints each step of the load."""
         position = details.get("position")
         if name == "loaded" or name in QUEUE_STEPS:
             self._step = f"{ordinal(position)} in the queue" if isinstance(position, int) else ""

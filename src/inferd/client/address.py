@@ -3,9 +3,9 @@
 A daemon has an address for each surface (v1, v2, embed, rerank, admin): the path of a Unix socket or
 ``tcp://IP:port``. A client may be given the v1 address alone. If this address is a Unix socket with the
 default file name of the v1, v2 or framed socket, the client expects the sockets of the other surfaces in the
-same directory. If not, the client knows no other address; it then sends v2 requests to the v1 address, and
-the addresses of all other surfaces must be given. A client without any address uses the default addresses. A
-client with a v1 address never uses a default address, since the default may belong to another daemon.
+same directory. Otherwise, the client sends v2 requests to the v1 address, and must be given the address of
+each other surface that it uses. A client without any address uses the default addresses. A client with a v1
+address never uses a default address, since the default address may belong to another daemon.
 """
 
 from __future__ import annotations
@@ -83,9 +83,9 @@ def endpoint(address: Address, surface: paths.Surface) -> Endpoint:
 class Addresses:
     """The addresses of the surfaces. In ``given``, ``None`` means that the client was not given the address.
 
-    An address that was not given is derived from the v1 address. Without a v1 address, it is the default
-    address. If the v2 address cannot be derived, v2 requests go to the v1 address, since v1 sockets accept v2
-    requests in frames.
+    An address that was not given is derived from the v1 address. If the v1 address was not given either, the
+    default address is used. If the v2 address cannot be derived, v2 requests go to the v1 address, since v1
+    sockets accept v2 requests in frames.
     """
 
     def __init__(self, given: Mapping[paths.Surface, Address | None]) -> None:

@@ -41,8 +41,8 @@ class Channel(ABC):
 
     @abstractmethod
     async def ask(self, request: PendingRequest[E, D], *, anew: bool = False) -> Connection:
-        """Sends a request. With ``anew``, opens a new connection for it. Returns the connection on which the
-        reply arrives."""
+        """Sends a request. With ``anew``, opens a new connection for this request. Returns the connection on
+        which the reply arrives."""
 
     @abstractmethod
     def give_back(self, connection: Any) -> None:

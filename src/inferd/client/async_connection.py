@@ -115,8 +115,8 @@ class AsyncConnection:
     def close(self) -> None:
         """Closes the connection, which cancels its running request. A second call does nothing.
 
-        If another task is sending or receiving on the connection, its operation ends as if the daemon had
-        closed the connection. Then that task closes the socket.
+        If another task is sending or receiving on the connection, this operation ends as if the daemon had
+        closed the connection. Then the other task closes the socket.
         """
         if self._closed:
             return

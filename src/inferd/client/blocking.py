@@ -112,7 +112,8 @@ class Client:
         return Reply(self._channel("v2"), self._core.messages(messages, options, on_progress))
 
     def chat(self, system: str | None = None, **options: Unpack[Tooling]) -> Chat:
-        """Starts a conversation over the v2 protocol. The options apply to every answer in it."""
+        """Starts a conversation over the v2 protocol. The options apply to every answer of the
+        conversation."""
         return Chat(self, self._core.conversation(system, options))
 
     def embed(
@@ -165,7 +166,7 @@ class Client:
         if channel is None:
             where = endpoint(self._core.addresses.of(surface), surface)
             incoming = self._core.incoming_v2 if surface == "v2" else Incoming
-            # If two threads create a channel at the same time, both use the first one.
+            # If two threads create a channel at the same time, both use the first channel.
             channel = self._channels.setdefault(
                 surface, Channel(where, self._api_key, self._timeout, incoming)
             )

@@ -44,8 +44,8 @@ class Channel:
         self._idle.give_back(self._take(self._timeout if timeout is None else timeout))
 
     def ask(self, request: PendingRequest[E, D], *, anew: bool = False) -> Connection:
-        """Sends a request. With ``anew``, opens a new connection for it. Returns the connection on which the
-        reply arrives."""
+        """Sends a request. With ``anew``, opens a new connection for this request. Returns the connection on
+        which the reply arrives."""
         connection = self._connect(self._timeout) if anew else self._take(self._timeout)
         connection.ask(request.pieces)
         return connection

@@ -11,7 +11,7 @@ from inferd.client.messages import Content, MessagesRequest
 class Conversation:
     """The turns of a conversation. A question becomes a turn as soon as any part of the answer has arrived.
 
-    If no part of the answer arrives, the question is dropped, so that the caller can ask it again.
+    If no part of the answer arrives, the question is dropped, so that the caller can ask the question again.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Code that the blocking and the asyncio client share. It makes requests from arguments, computes the pauses
+"""Code that the blocking and the asyncio client share: makes requests from arguments, computes the pauses
 between retries, and keeps idle connections."""
 
 from __future__ import annotations

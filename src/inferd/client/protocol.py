@@ -150,8 +150,8 @@ class PendingRequest(ABC, Generic[E, D]):
         return (encode(body) + b"\n", *raw)
 
     def take(self, line: bytes) -> E | D | None:
-        """Parses a line of the reply. Returns its event, or ``None`` for a line without an event, such as a
-        ``progress`` frame.
+        """Parses a line of the reply. Returns the line's event, or ``None`` for a line without an event, such
+        as a ``progress`` frame.
 
         Raises RequestFailed for an error frame, and ProtocolError for a line that is not part of the reply to
         this request.

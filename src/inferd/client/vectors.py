@@ -120,8 +120,8 @@ def rerank(
 
 def _batches(texts: Sequence[str], room: int, most: int) -> Iterator[tuple[int, list[str]]]:
     """Splits the texts into batches of at most ``most`` texts, which together take at most ``room`` bytes of
-    JSON. A text that takes more has a batch of its own. Yields the index of a batch's first text, and the
-    batch. Without texts, yields one empty batch."""
+    JSON. A text of more than ``room`` bytes has a batch of its own. Yields the index of a batch's first text,
+    and the batch. Without texts, yields one empty batch."""
     start, batch, left = 0, list[str](), room
     for place, text in enumerate(texts):
         size = len(encode(text)) + 1

@@ -81,8 +81,8 @@ def entries(
 
 
 def _is_explicit(name: str, given: OptionValue) -> bool:
-    """Whether the option overrides the value in a config entry. A secret in an environment variable does not:
-    it is used only if the config entry has no secret of its own."""
+    """Whether the option overrides the value in a config entry. A secret in an environment variable is used
+    only if the config entry has no secret of its own."""
     return given.place == "flag" or (given.place == "env" and not _BY_NAME[name].secret)
 
 

@@ -1,7 +1,8 @@
 """Hashes of the settings of a running daemon. The hashes can be compared, but do not reveal the settings.
 
-A command of inferd compares the daemon's hashes with the hashes of its own settings. If they differ, the
-command warns the user that the command's environment and config file have no effect on the running daemon.
+A command of inferd compares the daemon's hashes with the hashes of its own settings. If the hashes differ,
+the command warns the user that the command's environment and config file have no effect on the running
+daemon.
 """
 
 from __future__ import annotations

@@ -111,9 +111,9 @@ LOG_LEVELS = ("off", "error", "warn", "info", "debug", "trace")
 class LogLevel(Kind):
     """A log level in upper or lower case, its number, or filters in the form of Rust's ``env_logger``.
 
-    Commas separate the filters. The last filter whose target begins with ``inferd`` applies. Without such a
-    filter, the last filter without a target applies. An invalid value in an environment variable is ignored
-    with a warning, as in inferd 0.2.1.
+    Commas separate the filters. The last filter whose target begins with ``inferd`` applies. If no target
+    begins with ``inferd``, the last filter without a target applies. An invalid value in an environment
+    variable is ignored with a warning, as in inferd 0.2.1.
     """
 
     @property

@@ -1,4 +1,4 @@
-"""Finds the known name that is most similar to a misspelt one."""
+"""Finds the known name that is most similar to a misspelt name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LIKENESS = 0.75
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """Returns the most similar known name, or ``None`` if none is similar. Leading dashes are ignored."""
-    import difflib  # only a misspelt name needs it
+    import difflib  # imported here, since only a misspelt name needs this module
 
     stripped = {each.lstrip("-"): each for each in known}
     found = difflib.get_close_matches(name.lstrip("-"), stripped, n=1, cutoff=LIKENESS)

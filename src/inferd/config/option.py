@@ -54,7 +54,7 @@ def option(
     """Declares an option as an attribute of :class:`inferd.config.settings.Settings`.
 
     Later, :func:`named` adds the option's name, and derives the flag and the environment variable from this
-    name. With ``flag=False``, the option has no flag. With ``env=None``, it has no variable.
+    name. With ``flag=False``, the option has no flag. With ``env=None``, the option has no variable.
     """
     return Option(
         name="",
@@ -79,7 +79,7 @@ def named(row: Option, name: str) -> Option:
 
 
 class OptionValue(NamedTuple):
-    """The value of an option. ``origin`` names the flag, the variable or the config key that sets it."""
+    """An option's value. ``origin`` names the flag, the variable or the config key that sets the value."""
 
     value: Any
     origin: str

@@ -1,9 +1,9 @@
 """The addresses at which a client looks for the surfaces of the daemon by default.
 
-``INFERD_ADDRESS`` is the v1 address of a daemon. If it is set, ``INFERD_ADMIN_ADDR`` is the admin address of
-the same daemon. If ``INFERD_ADDRESS`` is not set, a client reads the addresses from the environment variables
-and the config file that also configure the daemon. An address is the path of a Unix socket or
-``tcp://IP:port``. An invalid config file is ignored here, since the daemon reports its errors.
+``INFERD_ADDRESS`` is the v1 address of a daemon. If ``INFERD_ADDRESS`` is set, ``INFERD_ADMIN_ADDR`` is the
+admin address of the same daemon. If ``INFERD_ADDRESS`` is not set, a client reads the addresses from the
+environment variables and the config file that also configure the daemon. An address is the path of a Unix
+socket or ``tcp://IP:port``. This module ignores an invalid config file, since the daemon reports the errors.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PLACES: dict[Surface, tuple[str, str, str]] = {
 
 def addresses(env: Mapping[str, str] | None = None) -> dict[Surface, str]:
     """Returns the addresses of the surfaces. With ``INFERD_ADDRESS``, the result has only the v1 address and
-    perhaps the admin address. If neither the environment nor the config file sets an address, it is empty.
+    perhaps the admin address. If neither the environment nor the config file sets an address, returns ``{}``.
 
     Raises ConfigError if another user may write the config file.
     """

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from inferd.engine.backend import Backend
 
 _NEEDED = {"v1": None, "v2": None, "embed": "embed", "rerank": "rerank", "framed": None}
-"""Each surface, and the capability that it needs of a backend. ``None``: the surface serves text, which needs
-no special capability."""
+"""Each surface, and the capability that the surface needs of a backend. ``None``: the surface serves text,
+which needs no special capability."""
 
 _log = log.get("addresses")
 

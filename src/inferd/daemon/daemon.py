@@ -1,7 +1,7 @@
 """The daemon: builds all its parts from Settings in a fixed order, and closes them in reverse order.
 
 The boot takes the lock and the admin socket, and binds the sockets for text unless a local model is preloaded
-(places.py). Then it handles signals, checks the configuration, builds the backends, publishes their
+(places.py). Then the boot handles signals, checks the configuration, builds the backends, publishes their
 capabilities, waits until all backends are ready, and serves requests. A signal ends the boot cleanly at any
 point. An error of the boot is published on the admin socket and raised. A reload builds new backends while
 the old backends serve or, if memory is short, are unloaded (room.py), and then switches to all new backends
@@ -132,7 +132,8 @@ class Daemon:
         async with contextlib.AsyncExitStack() as held:
             self._handle_signals(held)
             held.callback(self._places.close)
-            # Before the lock is released: a command takes its release for the exit, and may send a signal.
+            # Signals are ignored before the lock is released. A command takes the release of the lock for the
+            # exit of the daemon, and may send one more signal.
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 held.callback(signal.signal, number, signal.SIG_IGN)
             try:
@@ -373,7 +374,8 @@ def _describe(error: Exception) -> str:
 
 
 def _reloadable(old: Settings, new: Settings) -> Settings:
-    """Returns ``new`` with the old values of options that only a restart can change. Logs their names."""
+    """Returns the settings ``new``, but with the old values of options that only a restart can change. Logs
+    the name of each such option whose value differs."""
     fixed = [
         option
         for option in OPTIONS

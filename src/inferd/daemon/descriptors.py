@@ -18,7 +18,7 @@ def raise_descriptor_limit(connections: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         possible = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        with contextlib.suppress(ValueError, OSError):  # a system may have another limit
+        with contextlib.suppress(ValueError, OSError):  # a system may refuse a value below its hard limit
             resource.setrlimit(resource.RLIMIT_NOFILE, (possible, hard))
         if possible < wanted:
             _log.warn("max_connections exceeds the open files allowed to this process", allowed=possible)

@@ -79,8 +79,8 @@ class Directory:
         return self._cards[digest]
 
     def _files(self, name: str) -> tuple[str | None, list[Path]]:
-        """Returns the sha256 of the first file of a resolved name, if the store knows it, and the paths of
-        all files. Raises ModelNotFound."""
+        """Returns the SHA-256 of the first file of the model with a resolved name (``None`` for a model
+        outside the store), and the paths of all files of the model. Raises ModelNotFound."""
         entry = self.entry(name)
         if entry.model is not None:
             digests = (entry.model.sha256,) if entry.model.sha256 else self._digests(entry.model.name)
@@ -192,7 +192,8 @@ class Directory:
         return row
 
     def _template(self, name: str, card: ModelCard, lookup: Lookup) -> Template:
-        """Returns what the chat template of a resolved name supports, by its analysis or else by its text."""
+        """Returns what a model's chat template supports, according to the analysis of the template or, if it
+        is not analysed yet, to the text of the template."""
         entry, found = self.entry(name), None
         if with_context(entry, card, 0).embed:
             return Template(tools=False, thinking=False)
