@@ -13,9 +13,9 @@ set(CMAKE_C_VISIBILITY_PRESET hidden)
 set(CMAKE_CXX_VISIBILITY_PRESET hidden)
 set(CMAKE_VISIBILITY_INLINES_HIDDEN ON)
 
-# With the base directory set, a second checkout finds the objects of the first. It goes through `env` and
-# not through `cmake -E env`, because pip's build isolation gives CMake a new path each time and a changed
-# command line is a changed object.
+# With CCACHE_BASEDIR set, a second checkout finds the cached objects of the first. `env` sets the variable, and
+# not `cmake -E env`: pip's build isolation gives CMake a new path each time, and a file whose command line has
+# changed is compiled again.
 find_program(CCACHE_PROGRAM ccache)
 find_program(ENV_PROGRAM env)
 mark_as_advanced(CCACHE_PROGRAM ENV_PROGRAM)

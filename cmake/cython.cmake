@@ -2,8 +2,8 @@
 #
 # Compiles the .pyx in C++ mode and links it with the further sources into an extension module; the target is
 # named by the last part of the module's name. Packages are looked up in the current source directory, and every
-# .pxd and .pxi below it counts as a dependency. Cython is started as a module of the interpreter, whose path
-# stays the same when build isolation moves Cython itself.
+# .pxd and .pxi below it counts as a dependency. Cython runs as `python -m cython`, because build isolation changes
+# the path of the cython program, but not the path of the interpreter.
 
 function(add_cython_module module pyx)
     string(REGEX REPLACE "^.*\\." "" target ${module})
@@ -25,14 +25,15 @@ function(add_cython_module module pyx)
         target_compile_options(${target} PRIVATE /utf-8 /bigobj)
     endif()
     if(NOT APPLE AND NOT WIN32)
-        # The symbols of static libraries that were built without our visibility.
+        # Hides the symbols of static libraries that were compiled without hidden visibility.
         target_link_options(${target} PRIVATE LINKER:--version-script=${CMAKE_SOURCE_DIR}/cmake/exports.map)
     endif()
 endfunction()
 
 # add_quoted_includes(<target> <folder>…)
 #
-# Folders whose headers are found only by #include "": some have the name of a header of the system or llama.cpp.
+# Adds folders whose headers are found only by #include "…". Some of them have the same name as a header of the system
+# or of llama.cpp, which #include <…> must still find.
 function(add_quoted_includes target)
     foreach(folder IN LISTS ARGN)
         get_filename_component(folder ${folder} ABSOLUTE)

@@ -21,7 +21,7 @@ endif()
 file(READ ${LLAMA_DIR}/pin.json pin)
 string(JSON commit GET ${pin} commit)
 string(SUBSTRING ${commit} 0 9 LLAMA_BUILD_COMMIT)
-set(LLAMA_BUILD_NUMBER 0) # upstream counts its commits, and the pin does not know that count
+set(LLAMA_BUILD_NUMBER 0) # upstream's number is its count of commits, which the pin does not contain
 set(GIT_EXE OFF CACHE INTERNAL "ggml would ask git, and get the commit of this repository")
 
 set(BUILD_SHARED_LIBS OFF)
@@ -36,7 +36,7 @@ set(MTMD_VIDEO OFF CACHE BOOL "llama.cpp: decode video by running ffmpeg")
 # ggml's own thread pool is as fast, and the wheel needs no OpenMP library.
 option(GGML_OPENMP "ggml: use OpenMP" OFF)
 set(GGML_CCACHE OFF) # compiler.cmake has set the launcher
-# For models over several hosts. Only over TCP: RDMA would need a library that wheels cannot contain.
+# For models that span several hosts. Only over TCP: RDMA would need a library that wheels cannot contain.
 set(GGML_RPC ON CACHE BOOL "ggml: compute a part of a model on other hosts")
 set(GGML_RPC_RDMA OFF)
 
@@ -44,8 +44,8 @@ include(${CMAKE_SOURCE_DIR}/cmake/portable.cmake)
 
 add_subdirectory(${LLAMA_DIR} llama.cpp EXCLUDE_FROM_ALL)
 
-# unite(<target> <count> <folder>): compiles the files of a folder as <count> units. The many small files all include
-# the same large headers.
+# unite(<target> <count> <folder>): compiles the files of a folder as <count> units. This saves time, because the many
+# small files all include the same large headers.
 function(unite target count folder)
     set(number 0)
     file(GLOB sources ${folder}/*.cpp)
@@ -60,15 +60,15 @@ endfunction()
 unite(llama-common 2 ${LLAMA_DIR}/common/parsers)
 unite(mtmd 3 ${LLAMA_DIR}/tools/mtmd/models)
 
-# Unity sources lie in the build directory. With absolute paths in them, ccache could not share objects with another
-# checkout. (CMake before 4.0 does not know the property.)
+# The generated unity sources include the files by relative paths, so that ccache can share their objects between
+# checkouts. (CMake before 4.0 ignores the property.)
 set_target_properties(llama llama-common mtmd PROPERTIES UNITY_BUILD_RELOCATABLE ON)
 
 set(native "")
 if(GGML_NATIVE AND NOT CMAKE_HOST_WIN32)
     # `-march=native` means another instruction set on another CPU, but neither ninja nor ccache can see that.
-    # The command therefore includes the macros of the instruction set, so that objects for one CPU are never
-    # used on another.
+    # The command line therefore includes a hash of the macros of the instruction set, so that an object compiled
+    # for one CPU is never used on another.
     execute_process(
         COMMAND ${CMAKE_C_COMPILER} -march=native -dM -E -x c /dev/null
         OUTPUT_VARIABLE macros RESULT_VARIABLE failed ERROR_QUIET)

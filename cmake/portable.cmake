@@ -1,8 +1,9 @@
 # INFERD_PORTABLE: one build for every CPU of an architecture, for wheels.
 #
-# ggml and its backends become shared libraries in the folder inferd/engine/local/ggml. The engine loads the backends
-# when it starts, and of the CPU variants the best that the machine can run. llama.cpp itself stays static. The
-# shared libraries have C interfaces only, so each of them may contain its own C++ runtime. Without this option everything is static and compiled for the building machine's CPU.
+# ggml and its backends become shared libraries in the folder inferd/engine/local/ggml. When the engine starts, it
+# loads the backends, and of the CPU variants only the best that the machine can run. llama.cpp itself stays static.
+# The shared libraries have C interfaces only, so each of them may contain its own C++ runtime. Without this option,
+# everything is static and compiled for the CPU of the building machine.
 
 option(INFERD_PORTABLE "Build all CPU variants, chosen at run time, instead of this machine's own" OFF)
 set(INFERD_COMPANION "" CACHE STRING "Build this GPU backend (cuda, vulkan) for a companion package")
@@ -15,7 +16,7 @@ endif()
 set(GGML_NATIVE OFF)
 set(GGML_BACKEND_DL ON)
 set(GGML_CPU_ALL_VARIANTS ON)
-# llama.cpp sets these options; ggml alone has them off, and here it is added before llama.cpp.
+# llama.cpp turns these options on. Here ggml is added before llama.cpp, and by itself it has them off.
 set(GGML_LLAMAFILE_DEFAULT ON)
 set(GGML_CUDA_GRAPHS_DEFAULT ON)
 set(GGML_BUILD_NUMBER ${LLAMA_BUILD_NUMBER})
@@ -40,18 +41,19 @@ endforeach()
 
 set(built ${GGML_AVAILABLE_BACKENDS})
 if(INFERD_COMPANION)
-    # Installed beside the package that it belongs to, and beside NVIDIA's packages with the libraries of CUDA.
+    # The companion package is installed beside inferd, and beside NVIDIA's packages with the libraries of CUDA.
     set(gpu ggml-${INFERD_COMPANION})
     list(REMOVE_ITEM built ${gpu})
     set(beside "$ORIGIN/../inferd/engine/local/ggml:$ORIGIN/../nvidia/cu13/lib")
     set_target_properties(${gpu} PROPERTIES
         INSTALL_RPATH "${beside}" BUILD_WITH_INSTALL_RPATH ON
-        # The driver's library may be an empty one here, see packaging/gpu.py.
+        # The library of the driver may be empty while linking; see packaging/gpu.py.
         LINK_OPTIONS "LINKER:-s;LINKER:--no-as-needed")
     install(TARGETS ${gpu} LIBRARY DESTINATION inferd_${INFERD_COMPANION} COMPONENT companion)
 endif()
 if(INFERD_CPU_VARIANTS)
-    # ggml depends on every variant: the others are compiled as empty libraries, and not installed.
+    # The target ggml depends on every variant. The variants that are not wanted are compiled as empty libraries and
+    # not installed.
     file(WRITE ${CMAKE_BINARY_DIR}/empty.c "typedef int inferd_empty;\n")
     foreach(backend IN LISTS GGML_AVAILABLE_BACKENDS)
         string(REGEX REPLACE "^ggml-cpu-" "" variant ${backend})

@@ -20,7 +20,7 @@ cdef extern from *:
     """
     #ifdef __linux__
     #include <sys/mman.h>
-    /* Advice only: huge pages where the system has them. Freeing 16,384 small ones takes 6 ms. */
+    /* Advises the kernel to use huge pages. Without them, freeing 64 MiB (16,384 pages) takes 6 ms. */
     static void use_huge_pages(void *memory, size_t size) {
         const size_t page = 4096;
         char *first = (char *)(((size_t)memory + page - 1) / page * page);
@@ -39,27 +39,28 @@ cdef extern from "Python.h":
     void* PyUnicode_DATA(object text)
 
 cdef enum:
-    # The block of a fresh connection: a short conversation fits, and 1,024 idle connections cost 4 MiB.
+    # The size of a new connection's block. A short conversation fits, and 1,024 idle connections take 4 MiB.
     FIRST_BLOCK = 4096
-    # How far a block may exceed the cap: the newline, and the bytes of the same read after it.
+    # How many bytes larger than the cap a block may be: room for the newline, and for bytes that the same read
+    # returns after it.
     READ_CHUNK = 4096
-    # A block with less room at its end is rearranged, to avoid reads of a few bytes.
+    # A block with less free room at its end is compacted or enlarged, to avoid reads of a few bytes.
     LEAST_READ = 1024
     # Texts up to this size are escaped on the stack; a token is a few bytes.
     STACK_TEXT = 512
-    # Keys are compared over at least this length, the limit of an auth line.
+    # Keys are compared over at least this many bytes, the limit of an auth line.
     KEY_BOUND = 4096
-    # A text of this many characters is allocated in a mapping of its own, which may use huge pages.
+    # A string of at least this many characters has its own memory mapping, which may use huge pages.
     HUGE_TEXT = 4194304
     # The head of a frame: its length as LEB128 of at most 5 bytes, then one byte for its kind.
     MAX_LENGTH_BYTES = 5
     JSON_KIND = 1
     BLOB_KIND = 2
-    # At most this many names are compared, in this many open objects and lists: each name is compared with
-    # all names before it in its object.
+    # Limits of `may_repeat_a_name`, which compares each name with all names before it in its object: the most
+    # names, and the most objects and lists that are open at once.
     MAX_HELD_NAMES = 256
     MAX_OPEN = 64
-    # Values of the next newline's position: not searched yet, and none found.
+    # Special values of `LineSplitter.newline`: not searched for yet, and none found.
     UNSEEN = -2
     NONE = -1
 
@@ -72,7 +73,7 @@ include "_line_splitter.pxi"
 
 
 cdef char* _escape(str text, char* stack, size_t* size) except NULL:
-    """The escaped text: in ``stack`` if it is small, else in memory that the caller frees."""
+    """Returns the escaped text, in ``stack`` if ``text`` is small, else in memory that the caller must free."""
     cdef Py_ssize_t n
     cdef const char* source = PyUnicode_AsUTF8AndSize(text, &n)
     cdef char* out = stack
@@ -144,7 +145,7 @@ def may_repeat_a_name(bytes line not None):
     cdef const char* end = here + PyBytes_GET_SIZE(line)
     cdef const char* low
     cdef Name[MAX_HELD_NAMES] names
-    cdef int[MAX_OPEN] firsts  # of each open object and list: the index of its first name
+    cdef int[MAX_OPEN] firsts  # for each open object and list, the index of its first name in `names`
     cdef int held = 0
     cdef int depth = 0
     cdef int i
@@ -173,7 +174,7 @@ def may_repeat_a_name(bytes line not None):
 
 
 cdef const char* _string_end(const char* low, const char* end) noexcept:
-    """The quote after the inside of a JSON string that begins at ``low``, or ``end``."""
+    """Returns the closing quote of the JSON string whose opening quote is before ``low``, or ``end`` if none."""
     cdef const char* quote = low
     cdef const char* first
     while True:
@@ -189,7 +190,7 @@ cdef const char* _string_end(const char* low, const char* end) noexcept:
 
 
 cdef bint _is_name(const char* quote, const char* end) noexcept:
-    """Whether a colon follows the string that ends with ``quote``."""
+    """Returns whether a colon follows the string whose closing quote is ``quote``."""
     quote += 1
     while quote < end and quote[0] in (b' ', b'\t', b'\r', b'\n'):
         quote += 1
@@ -226,7 +227,7 @@ def set_aside(line not None, Py_ssize_t longest, bytes mark not None):
 
 
 cdef str _unescaped(const char* text, Py_ssize_t size):
-    """Decodes the inside of a JSON string."""
+    """Returns the text of a JSON string, given without its quotes."""
     cdef char* plain = NULL
     cdef Py_ssize_t length
     if memchr(text, b'\\', size) != NULL:
@@ -338,8 +339,9 @@ cdef char* _write_head(char* out, Py_ssize_t size) noexcept:
 
 
 def keys_equal(bytes a not None, bytes b not None):
-    # Every iteration does the same work wherever the keys end or differ: past its end a key is read at its
-    # first byte and masked to zero. `volatile` keeps the compiler from ending the loop early.
+    # Every iteration does the same work, wherever the keys end or differ, so the time reveals neither. Past the
+    # end of a key, its first byte is read and masked to zero. `volatile` keeps the compiler from ending the loop
+    # early.
     cdef Py_ssize_t a_size = PyBytes_GET_SIZE(a)
     cdef Py_ssize_t b_size = PyBytes_GET_SIZE(b)
     cdef const unsigned char* a_data = <const unsigned char*>PyBytes_AS_STRING(a)

@@ -10,7 +10,7 @@ cdef extern from "<charconv>" namespace "std" nogil:
 
 
 cdef enum:
-    # The longest numbers are like -1.1754944e-38, plus a comma.
+    # The longest numbers have 15 characters, like -1.36441695e-05. A comma follows.
     FLOAT_ROOM = 17
 
 

@@ -1,15 +1,17 @@
-# The JSON string escape for all model text, inline for the extensions that cimport it. Not importable at run
-# time.  Shared contract: UTF-8 in, the inside of a JSON string out (no quotes); the input is trusted to be
-# valid. The quote, the backslash and the bytes below 0x20 are escaped (\n \t \r \b \f where JSON has a short
-# form, \u00XX in lower-case hex otherwise); every other byte is copied unchanged, DEL and non-ASCII included.
+# Escapes all model text for JSON strings. Inline functions for the extensions that cimport them; not importable at
+# run time.
+#
+# The input is UTF-8, trusted to be valid. The output is the inside of a JSON string, without the quotes. The quote,
+# the backslash and the bytes below 0x20 are escaped: as \n \t \r \b \f, or as \u00XX in lower-case hex. Every other
+# byte is copied unchanged, also DEL and non-ASCII bytes.
 
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 
 
 cdef inline bint _json_word_is_clean(uint64_t w) noexcept nogil:
-    # Eight bytes at a time: (x - k) & ~x keeps the top bit of exactly those words that hold a byte below k,
-    # so xor-ing with the wanted byte first turns "equal to" into "below 1".
+    # Tests eight bytes at a time. (x - k) & ~x has the top bit of a byte set if and only if some byte of x is below
+    # k. A xor with a byte value first turns the test "equal to this value" into "below 1".
     cdef uint64_t ones = 0x0101010101010101ULL
     cdef uint64_t quote = w ^ (ones * 0x22)
     cdef uint64_t backslash = w ^ (ones * 0x5C)
@@ -49,7 +51,8 @@ cdef inline size_t _json_escape_byte(char* dst, unsigned char c) noexcept nogil:
 
 
 cdef inline size_t json_escape_into(char* dst, const char* src, size_t n) noexcept nogil:
-    """Writes the escaped ``src[:n]`` to ``dst``, which has room for 6 * n bytes; returns its length."""
+    """Writes the escaped ``src[:n]`` to ``dst``, which has room for 6 * n bytes. Returns the number of bytes
+    written."""
     cdef size_t i = 0
     cdef size_t k = 0
     cdef size_t stop

@@ -1,12 +1,12 @@
-# The splitter of a stream into lines, and the heads of frames. Part of _fastpath.pyx.
+# Splits a stream into lines, and reads the heads of frames. Part of _fastpath.pyx.
 #
 # Memory of a :class:`LineSplitter`: bytes are held in a block that does not move while a memoryview refers to
-# it, and that is freed with its last memoryview. Memory that a memoryview refers to is never overwritten: the
-# splitter continues in a new block instead. So a line that its caller keeps does not change, and costs only
+# it, and that is freed after its last memoryview. Memory that a memoryview refers to is never overwritten: the
+# splitter continues in a new block instead. So a line does not change while the caller keeps it, and only costs
 # memory.
 #
-# Cost: each byte is searched for a newline once. Bytes are moved only after at least as many have been handed
-# out, when the block doubles, or once for a line that reaches the end of the largest block.
+# Cost: each byte is searched for a newline once. Bytes are moved only when the block doubles, when at least as
+# many bytes as are moved have been returned, or once for a line that reaches the end of the largest block.
 
 @cython.final
 cdef class _Block:
@@ -72,9 +72,9 @@ cdef class LineSplitter:
     cdef readonly bint oversized
     cdef bint _framed
     cdef _Block block
-    cdef Py_ssize_t start      # first byte not handed out
-    cdef Py_ssize_t end        # one past the last byte read
-    cdef Py_ssize_t newline    # the first newline in start..end, or NONE or UNSEEN
+    cdef Py_ssize_t start      # position of the first byte not returned yet
+    cdef Py_ssize_t end        # one past the last byte received
+    cdef Py_ssize_t newline    # position of the first newline in start..end, or NONE or UNSEEN
 
     def __init__(self, Py_ssize_t cap):
         if cap < 1:
@@ -215,7 +215,7 @@ cdef class LineSplitter:
         return 0
 
     cdef int _make_room(self, Py_ssize_t need, Py_ssize_t chunk) except -1:
-        """Leaves ``need`` bytes free at the end of a block of at most ``cap + chunk`` bytes."""
+        """Makes ``need`` bytes free at the end of the block. The block grows to at most ``cap + chunk`` bytes."""
         self._look()
         cdef Py_ssize_t held = self.end - self.start
         cdef Py_ssize_t size = self.block.size
@@ -231,7 +231,7 @@ cdef class LineSplitter:
         if size == old.size and old.views == 0:
             memmove(old.data, old.data + self.start, held)
         elif old.views == 0 and self.start == 0 and size > old.size:
-            old.grow(size)  # for large blocks the system remaps pages instead of copying
+            old.grow(size)  # for a large block, the system remaps its pages instead of copying them
         else:
             self.block = _Block(size)
             memcpy(self.block.data, old.data + self.start, held)

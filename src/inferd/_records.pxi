@@ -1,4 +1,4 @@
-# Lays out the fields of log records. Included by _fastpath.pyx.
+# Adds fields to log records, and joins them to one line of text. Part of _fastpath.pyx.
 
 from inferd.redaction import SHORTEST_SECRET, marker_of_name
 
@@ -9,7 +9,7 @@ cdef Py_ssize_t _SHORTEST_SECRET = SHORTEST_SECRET
 
 
 cdef bint _is_word(str text) except -1:
-    """Whether the text is one or more ASCII letters and digits."""
+    """Returns whether the text consists of one or more ASCII letters and digits."""
     cdef Py_ssize_t size = len(text)
     cdef Py_ssize_t i
     if not text.isascii() or size == 0:

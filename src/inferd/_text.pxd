@@ -1,5 +1,5 @@
-# Conversions of long texts without the GIL: from escaped JSON strings to text, and from UTF-8 to the
-# characters of a str. Inline for the extensions that cimport it; not importable at run time.
+# Converts long texts without the GIL: escaped JSON strings to UTF-8, and UTF-8 to the characters of a str. Inline
+# functions for the extensions that cimport them; not importable at run time.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memchr, memcpy
@@ -8,7 +8,8 @@ from libc.string cimport memchr, memcpy
 cdef inline const char* text_long_string(
     const char* at, const char* end, Py_ssize_t longest, const char** close
 ) noexcept nogil:
-    """The inside of the next string of more than ``longest`` bytes, up to its quote at ``close``, or NULL."""
+    """Returns the first byte inside the next JSON string of more than ``longest`` bytes, or NULL if none follows.
+    Sets ``close`` to its closing quote. ``at`` must be outside of any string."""
     cdef const char* low
     while at < end:
         at = <const char*>memchr(at, b'"', end - at)
@@ -29,7 +30,8 @@ cdef inline const char* text_long_string(
 cdef inline Py_ssize_t text_unescape(
     const unsigned char* text, Py_ssize_t size, unsigned char* out
 ) noexcept nogil:
-    """Writes the unescaped text to ``out`` unless that is NULL. Returns its size, or -1 if invalid."""
+    """Writes the text of the inside of a JSON string to ``out``, and returns the text's size, or -1 if it is
+    invalid. If there is no backslash, ``out`` may be NULL: then the text is only checked."""
     cdef Py_ssize_t i = 0, n = 0
     cdef long unit, low
     cdef unsigned char c
@@ -85,7 +87,7 @@ cdef inline unsigned char _text_plain(unsigned char c) noexcept nogil:
 
 
 cdef inline long _text_unit(const unsigned char* text, Py_ssize_t i, Py_ssize_t size) noexcept nogil:
-    """The four hexadecimal digits at ``i``, or -1."""
+    """Returns the value of the four hexadecimal digits at ``i``, or -1."""
     cdef long unit = 0
     cdef Py_ssize_t end = i + 4
     cdef unsigned char c
@@ -124,7 +126,8 @@ cdef inline int _text_put_utf8(unsigned char* out, long point) noexcept nogil:
 
 
 cdef inline Py_ssize_t text_count_points(const unsigned char* text, Py_ssize_t size, Py_UCS4* widest) noexcept nogil:
-    """Returns the number of characters, and sets ``widest`` to the largest; -1 if the text is not UTF-8."""
+    """Returns the number of code points, or -1 if the text is not UTF-8. Sets ``widest`` to the largest code point, or
+    to 0 if all are ASCII."""
     cdef Py_ssize_t i = 0, count = 0
     cdef uint64_t eight
     cdef Py_UCS4 point, most = 0
@@ -183,7 +186,7 @@ ctypedef fused _Char:
 
 
 cdef inline void text_fill(const unsigned char* text, Py_ssize_t size, _Char* out) noexcept nogil:
-    """Writes the characters of valid UTF-8; ``out`` must be wide enough for each."""
+    """Writes the code points of valid UTF-8 to ``out``, whose elements must be wide enough for the largest."""
     cdef Py_ssize_t i = 0
     cdef unsigned char c
     while i < size:

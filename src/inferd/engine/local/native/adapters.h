@@ -1,7 +1,8 @@
 // The LoRA adapters of a model, and their turns in the decoding steps.
 //
-// llama.cpp computes a whole batch with one adapter or none. Decoding sequences with the same adapter share their
-// steps; different adapters take turns of a few steps each, because llama.cpp rebuilds the graph at every change.
+// llama.cpp computes a whole batch with one adapter or none. Sequences with the same adapter share their decoding
+// steps. Different adapters take turns of a few steps each, because llama.cpp rebuilds the graph at every change of
+// the adapter.
 #pragma once
 
 #include <algorithm>
@@ -22,10 +23,10 @@ class Adapters {
         scales_.push_back(scale);
     }
 
-    // The context was recreated and has no adapter.
+    // Call this for a new context, which has no adapter yet.
     void forget() { in_force_ = kNone; }
 
-    // Selects the adapter that the context computes with.
+    // Makes the context compute with `adapter`.
     void apply(llama_context *ctx, int adapter) {
         if (adapter == in_force_) return;
         const bool any = adapter != kNone;
@@ -33,8 +34,8 @@ class Adapters {
         in_force_ = adapter;
     }
 
-    // The adapter of the next decoding step, in ascending order by turns. At least one job must be decoding.
-    // `decoders` becomes the number of decoding jobs with this adapter.
+    // Returns the adapter of the next decoding step. The adapters take turns in ascending order. At least one job must
+    // be decoding. Sets `decoders` to the number of decoding jobs with this adapter.
     int turn(const std::vector<Job *> &active, size_t &decoders) {
         if (adapters_.empty()) return kNone;
         int next = kNone, least = kNone;

@@ -13,7 +13,7 @@ namespace {
 constexpr char kPrefix[] = "libggml-cpu-", kSuffix[] = ".so";
 constexpr char kRpc[] = "RPC";
 
-// A function of the RPC backend by its name. In a portable build it is in a library of its own.
+// Looks up a function of the RPC backend by its name: in a portable build, this backend is a separate shared library.
 template <typename Function>
 Function rpc_function(const char *name) {
     ggml_backend_reg_t rpc = ggml_backend_reg_by_name(kRpc);
@@ -65,7 +65,7 @@ void *cpu_function(const char *name) {
 
 std::string cpu_variant() {
 #ifndef _WIN32
-    // ggml does not keep the file name, but the dynamic linker knows the file of a function.
+    // ggml does not keep the name of the variant's file. The dynamic linker knows which file contains a function.
     Dl_info info;
     void *function = cpu_function("ggml_backend_get_features");
     if (function && dladdr(function, &info)) {

@@ -1,4 +1,5 @@
-// ggml's compute backends: compiled in, or shared libraries that are loaded when the engine starts (INFERD_PORTABLE).
+// ggml's compute backends. They are compiled in, or shared libraries that the engine loads when it starts
+// (INFERD_PORTABLE).
 #pragma once
 
 #include <string>
@@ -8,26 +9,28 @@
 
 namespace inferd {
 
-// Loads the backends of a portable build: each of `files`, then from `directory` the CPU variant named `variant`, or
-// for "" the best that this machine runs. A file that cannot be loaded only adds a line to llama.cpp's log, because
-// the reason is often a missing driver. False when no CPU backend is loaded afterwards.
+// Loads the backends of a portable build: first `files`, then the backends in `directory`. Of the CPU variants there,
+// it loads the one named `variant`, or the best for this machine if `variant` is empty. A file that cannot be loaded
+// only adds a line to llama.cpp's log, because often only a driver is missing. Returns false if there is no CPU backend
+// afterwards.
 bool load_backends(const std::string &directory, const std::vector<std::string> &files, const std::string &variant);
 
-// The variant of the CPU backend in use: "haswell"; "native" for the one that is compiled in.
+// The variant of the CPU backend in use, such as "haswell". A backend that is compiled in is "native".
 std::string cpu_variant();
 
 // Registers the devices of the RPC worker at `endpoint` ("IP:port") for the models that are loaded afterwards. The
-// worker must be reachable: ggml aborts the process otherwise. False if it has no device.
+// worker must be reachable: otherwise ggml aborts the process. Returns false if the worker has no device.
 bool add_worker(const std::string &endpoint);
 
-// Serves the devices of this process, its GPUs or else its CPU, at `endpoint` to one client after the other. Returns
-// only if it cannot listen there.
+// Serves the GPUs of this process at `endpoint`, or its CPU if it has no GPU, to one client at a time. Returns only if
+// it cannot listen at `endpoint`.
 void serve_worker(const std::string &endpoint, int threads);
 
 // Whether a device belongs to an RPC worker. ggml reports such a device as a GPU.
 bool is_remote(ggml_backend_dev_t device);
 
-// A function of the CPU backend by its name, or null. The variant that contains it is known only at run time.
+// Looks up a function of the CPU backend by its name, because the CPU variant is known only at run time. Null if the
+// backend has no such function.
 void *cpu_function(const char *name);
 
 }  // namespace inferd

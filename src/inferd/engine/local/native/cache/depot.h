@@ -1,8 +1,9 @@
-// Passes states between the token loop and files.
+// Passes states of sequences between the token loop and files.
 //
-// The loop never waits for a file. It hands over one state at a time (`offer`) and asks for files by id (`want`). The
-// event loop's side takes both (`leaving`, `wanted`), has the daemon write and read them, and reports the outcome
-// (`saved`, `delivered`). The loop takes it in with `settle`. Nothing is handed over before `open`.
+// The token loop never waits for a file. It offers one state at a time to be saved (`offer`), and asks for states by
+// the ids of their files (`want`). The event loop fetches both (`leaving`, `wanted`), has the daemon write and read the
+// files, and reports the results (`saved`, `delivered`). The token loop applies these reports with `settle`. Nothing is
+// saved before `open`.
 #pragma once
 
 #include <unistd.h>
@@ -24,23 +25,24 @@ class Depot {
   public:
     explicit Depot(Exchange &exchange) : exchange_(exchange) {}
 
-    // The event loop's side.
+    // Called by the event loop.
 
     void open() {
         change([&] { open_ = true; });
     }
 
-    // Registers a file; `usable` false: this context cannot load its state.
+    // Registers a file. If `usable` is false, this context cannot load its state.
     void kept(Stored file, bool usable) {
         change([&] { (usable ? kept_ : outdated_).push_back(std::move(file)); });
     }
 
-    // Delivers the state of a file: `data` has `size` bytes, or is null when the file is gone or damaged.
+    // Delivers the state of a file: `data` has `size` bytes, or is null if the file is gone or damaged.
     void delivered(uint32_t id, std::unique_ptr<uint8_t[]> data, size_t size) {
         change([&] { delivered_.push_back({id, std::move(data), size}); });
     }
 
-    // The state handed over is in the file `id` (0: it was not written); the files `gone` are deleted.
+    // Reports that the state from `leaving` is in the file `id`, or was not written if `id` is 0, and that the files
+    // `gone` are deleted.
     void saved(uint32_t id, std::vector<uint32_t> gone) {
         change([&] {
             gone_.insert(gone_.end(), gone.begin(), gone.end());
@@ -51,7 +53,8 @@ class Depot {
         });
     }
 
-    // Hands over every state that is in no file, one after the other; then `flushed` is true once.
+    // Starts saving every state that is in no file, one after the other. When all are saved, `flushed` returns true
+    // once.
     void flush() {
         change([&] { flushing_ = true; });
     }
@@ -66,7 +69,8 @@ class Depot {
         return std::exchange(wanted_, {});
     }
 
-    // The state to write and the files that it replaces; null if there is none or it was already taken.
+    // Returns the state to write, and sets `replaces` to the files that it replaces. Returns each state once; null if
+    // none is to be written.
     std::shared_ptr<Snapshot> leaving(std::vector<uint32_t> &replaces) {
         std::lock_guard<std::mutex> lock(mutex_);
         if (!leaving_ || std::exchange(taken_, true)) return nullptr;
@@ -74,9 +78,9 @@ class Depot {
         return leaving_;
     }
 
-    // The engine thread's side.
+    // Called by the engine thread.
 
-    // Takes in the other side's reports and releases the jobs whose file has arrived.
+    // Applies the event loop's reports to the cache, and releases the jobs whose file has arrived.
     void settle(PrefixCache &cache, const std::vector<Job *> &waiting) {
         std::vector<Delivery> delivered;
         {
@@ -121,18 +125,18 @@ class Depot {
         exchange_.wake();
     }
 
-    // Hands over snapshots that the cache evicts from memory.
+    // From now on, offers every snapshot that the cache evicts from memory.
     void file_evicted(PrefixCache &cache) {
         cache.on_evict([this, &cache](std::shared_ptr<Snapshot> snapshot) { offer(snapshot, cache); });
     }
 
-    // Whether a state can be handed over now.
+    // Whether `offer` accepts a state now.
     bool takes() {
         std::lock_guard<std::mutex> lock(mutex_);
         return open_ && !leaving_;
     }
 
-    // Hands a state over. Drops it if another one is still being written.
+    // Offers a state to be saved. Ignores it while another state is being written.
     void offer(const std::shared_ptr<Snapshot> &snapshot, const PrefixCache &cache) {
         std::lock_guard<std::mutex> lock(mutex_);
         if (!open_ || leaving_) return;
@@ -141,7 +145,8 @@ class Depot {
         exchange_.wake();
     }
 
-    // Hands over a state that is in no file: of a slot, else a snapshot. For an idle or ending loop.
+    // Offers a state that is in no file: the state of a slot, or a snapshot if every slot is saved. The loop calls this
+    // while it is idle, and after `flush`.
     void file_one(llama_context *ctx, PrefixCache &cache) noexcept {
         if (!takes()) return;
         try {
@@ -158,7 +163,7 @@ class Depot {
             }
             if (snapshot) return offer(snapshot, cache);
         } catch (const std::bad_alloc &) {
-            // Out of memory: not saved.
+            // Out of memory: the state is not saved.
         }
         std::lock_guard<std::mutex> lock(mutex_);
         if (std::exchange(flushing_, false)) {
@@ -196,11 +201,12 @@ class Depot {
     std::vector<Stored> kept_, outdated_;
     std::vector<Delivery> delivered_;
     std::vector<Sequence> refused_;
-    // Only the engine thread uses these: the files asked for, and when. The mutex guards the fields above.
+    // The mutex guards the fields above. Only the engine thread uses this one: the ids of the files that `want` asked
+    // for, and the times when it did.
     std::vector<std::pair<uint32_t, int64_t>> asked_;
 };
 
-// Reads `size` bytes of a file from `offset` on; null if it has fewer or memory is short.
+// Reads `size` bytes of a file from `offset` on. Returns null if the file is shorter or memory is short.
 inline std::unique_ptr<uint8_t[]> read_file(int fd, size_t offset, size_t size) {
     std::unique_ptr<uint8_t[]> data(new (std::nothrow) uint8_t[size]);
     for (size_t at = 0; data && at < size;) {
@@ -211,7 +217,7 @@ inline std::unique_ptr<uint8_t[]> read_file(int fd, size_t offset, size_t size) 
     return data;
 }
 
-// Writes a state at the beginning of a file; false if there is no room.
+// Writes a state to a file. Returns false if that fails, for example on a full disk.
 inline bool write_file(int fd, const Snapshot &snapshot) {
     for (size_t at = 0; at < snapshot.size;) {
         const ssize_t n = write(fd, snapshot.data.get() + at, snapshot.size - at);

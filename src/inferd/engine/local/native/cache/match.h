@@ -1,8 +1,9 @@
 // Matches a prompt with the tokens of a sequence in the KV cache.
 //
-// Two token sequences match as far as their ids are equal. They also match where the ids differ and the text is the
-// same: an answer repeated in the next request is tokenised again, rarely into the tokens that were generated. There
-// the cached tokens replace the prompt's. Control tokens match by id only, so no text of a client matches one.
+// Two token sequences match as far as their ids are equal. They also match where the ids differ but the text is equal:
+// the next request contains the answer as text, and the tokenizer may split that text into other tokens than the model
+// generated. There the cached tokens replace the prompt's tokens. A control token matches only by its id, so text of a
+// client never matches one.
 #pragma once
 
 #include <algorithm>
@@ -17,10 +18,10 @@ namespace inferd {
 
 using Tokens = std::vector<llama_token>;
 
-// Appends a token's text; false for control tokens and media placeholders, which have none.
+// Appends a token's text. Returns false for control tokens and media placeholders, which have no text.
 using PieceOf = std::function<bool(llama_token token, std::string &text)>;
 
-// The texts of a vocabulary, by token; empty for a control token.
+// Makes a `PieceOf` from the text of each token of a vocabulary. The text of a control token is empty.
 inline PieceOf pieces_of(std::vector<std::string> texts) {
     return [texts](llama_token token, std::string &text) {
         if (token < 0 || static_cast<size_t>(token) >= texts.size() || texts[token].empty()) return false;
@@ -35,11 +36,11 @@ struct Match {
     size_t prompt = 0;
 };
 
-// The longest match of the first `n_held` tokens of `held` with the first `n_prompt` of `prompt`. With `text_of` it
-// continues past different ids as long as the texts are equal, and ends where a token ends in both.
+// The longest match of the first `n_held` tokens of `held` with the first `n_prompt` of `prompt`. With `text_of`, the
+// match continues past different ids while the texts are equal, and ends at a position where a token ends in both.
 inline Match match_prefix(const Tokens &held, size_t n_held, const Tokens &prompt, size_t n_prompt,
                           const PieceOf *text_of = nullptr) {
-    // Bytes of text without a common token boundary after which the match ends.
+    // The match ends before a stretch of more than this many bytes of text in which no token ends in both.
     constexpr size_t kMaxUnmatched = 1024;
     size_t a = 0, b = 0;
     const auto equal_ids = [&] {

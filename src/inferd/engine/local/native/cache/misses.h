@@ -1,4 +1,4 @@
-// Evicted prefixes, remembered to report why a request misses one.
+// Remembers evicted prefixes, to report why a request does not find its prefix in the cache.
 #pragma once
 
 #include <cstddef>
@@ -19,7 +19,8 @@ class Misses {
         if (ghosts_.size() > kMost) ghosts_.pop_back();
     }
 
-    // Why `prompt` misses: more than about `enough` of its first tokens were evicted. `none`: they were not.
+    // Returns why the cache lacks the first `enough` tokens of `prompt`: the reason for which a sequence that begins
+    // with about as many of them was evicted, or `none` if no such sequence is remembered.
     Miss reason(const Tokens &prompt, const std::string &scope, size_t enough) const {
         const std::vector<uint64_t> heads = heads_of(prompt);
         for (const auto &ghost : ghosts_) {
@@ -31,7 +32,7 @@ class Misses {
     }
 
   private:
-    // A hash for every kStep tokens: 8 bytes for each 32 tokens, and none of the client's tokens.
+    // An evicted sequence. For every kStep tokens it keeps a hash of 8 bytes, and none of the client's tokens.
     struct Ghost {
         std::string scope;
         std::vector<uint64_t> heads;

@@ -1,9 +1,10 @@
-// The prefix cache: indexes the sequences of earlier requests, and plans where the next one begins.
+// The prefix cache: indexes the sequences of earlier requests, and plans at which token the prefill of the next request
+// begins.
 //
-// A finished request leaves its cells in its slot, which is then idle. Before a slot is reused, its sequence can be
+// A finished request leaves its KV cells in its slot, which is then idle. Before a slot is reused, its sequence can be
 // saved as a snapshot in memory. `plan` finds the longest prefix of a prompt among idle slots, snapshots and running
-// requests and returns the steps to take; the caller moves the cells and reports back. The cache knows the tokens of
-// the states in files. `plan` asks for a file if it holds a longer prefix than every other place.
+// requests, and returns the steps to take. The caller moves the cells and reports what it did. The cache also knows the
+// tokens whose states are in files: `plan` asks for a file if it has a longer prefix than every other place.
 //
 // Over 400 lines, because every choice here weighs the same slots, snapshots and files against each other.
 //
@@ -24,27 +25,28 @@ namespace inferd {
 
 class PrefixCache {
   public:
-    // Fewer common tokens do not matter for the choice of a place.
+    // A match of fewer tokens does not influence which slot the request gets.
     static constexpr size_t kLeastShared = 16;
-    // A request that drops fewer tokens of the end continues the conversation. A request that drops more begins another
-    // conversation with the same head.
+    // A request that replaces fewer of the last tokens of a sequence continues its conversation. A request that
+    // replaces more of them begins another conversation with the same first tokens.
     static constexpr size_t kLeastSaved = 32;
-    // A slot is copied whole, which costs less for each of its tokens than a thirtieth of computing one.
+    // Only a whole slot can be copied. Copying a token takes less than a thirtieth of the time of computing it, so a
+    // copy pays if the slot has at most this many times the tokens that the request reuses.
     static constexpr size_t kMostCopied = 32;
-    // Fewer tokens are not worth a file.
+    // A sequence of fewer tokens is not worth a file.
     static constexpr size_t kLeastFiled = 64;
-    // The most sequences remembered as impossible to save in a file.
+    // How many sequences that could not be saved in a file are remembered.
     static constexpr size_t kMostUnfiled = 256;
 
-    // `budget`: bytes of all snapshots and checkpoints. `any_cut`: the model can shorten a sequence to any length;
-    // otherwise only to one of its checkpoints.
+    // `budget`: the most bytes of all snapshots and checkpoints together. `any_cut`: the model can shorten a sequence
+    // to any length; otherwise only to one of its checkpoints.
     PrefixCache(int slots, size_t budget, bool any_cut, PieceOf text_of)
         : slots_(slots), budget_(budget), any_cut_(any_cut), text_of_(std::move(text_of)) {}
 
     size_t budget() const { return budget_; }
     size_t bytes() const { return bytes_ + *checkpoint_bytes_; }
     const CheckpointBytes &checkpoint_bytes() const { return checkpoint_bytes_; }
-    // Tokens that slots and snapshots hold, as of the last change.
+    // The number of tokens in idle slots and snapshots.
     size_t tokens() const { return tokens_; }
     bool busy(int slot) const { return slots_[slot].busy; }
     bool any_cut() const { return any_cut_; }
@@ -53,7 +55,8 @@ class PrefixCache {
     void on_evict(std::function<void(std::shared_ptr<Snapshot>)> call) { on_evict_ = std::move(call); }
     const Sequence &held(int slot) const { return slots_[slot].sequence; }
 
-    // Plans where to begin with a prompt. Needs an idle slot, unless the plan is to wait.
+    // Plans at which token the prefill of a prompt begins, and in which slot. A slot must be idle, unless the plan is
+    // to wait.
     Plan plan(const Wanted &wanted, const std::vector<Live> &live) {
         clock_++;
         Plan plan;
@@ -78,7 +81,7 @@ class PrefixCache {
         return plan;
     }
 
-    // The slot now belongs to a request; the cache forgets its sequence.
+    // Gives the slot to a request. The cache forgets the slot's sequence.
     void take(int slot) {
         if (!saved(slots_[slot].sequence)) misses_.remember(slots_[slot].sequence, Miss::evicted);
         slots_[slot].busy = true;
@@ -86,7 +89,7 @@ class PrefixCache {
         count();
     }
 
-    // The slot is idle and its cells hold `sequence`, which may be empty.
+    // Makes the slot idle. Its cells hold `sequence`, which may be empty.
     void leave(int slot, Sequence sequence) {
         sequence.used = clock_;
         slots_[slot].busy = false;
@@ -94,7 +97,7 @@ class PrefixCache {
         count();
     }
 
-    // The first idle slot to evict, or -1 if all idle slots are empty.
+    // The idle slot to evict first, or -1 if all idle slots are empty.
     int oldest() const {
         int found = -1;
         for (int i = 0; i < static_cast<int>(slots_.size()); i++) {
@@ -104,20 +107,20 @@ class PrefixCache {
         return found;
     }
 
-    // The idle slot was emptied to make room.
+    // Records that an idle slot was emptied to make room.
     void evict(int slot) {
         misses_.remember(slots_[slot].sequence, Miss::evicted);
         slots_[slot].sequence = {};
         count();
     }
 
-    // The context was lost, and with it the sequences of all slots.
+    // Forgets the sequences of all slots, after the context was lost.
     void lose_slots() {
         for (auto &slot : slots_) slot.sequence = {};
         count();
     }
 
-    // Makes room for a snapshot or checkpoint of `size` bytes; false if that is impossible.
+    // Makes room for a snapshot or checkpoint of `size` bytes. Returns false if that is impossible.
     bool reserve(size_t size) {
         if (size > budget_) return false;
         while (bytes() + size > budget_) {
@@ -136,7 +139,8 @@ class PrefixCache {
         return true;
     }
 
-    // Keeps a snapshot after `reserve`. It replaces the snapshots of its own prefixes.
+    // Adds a snapshot, for which `reserve` has made room. If the model can shorten a sequence to any length, the
+    // snapshot replaces the snapshots of its prefixes.
     void add(Sequence sequence, std::unique_ptr<uint8_t[]> data, size_t size) {
         for (size_t i = snapshots_.size(); i-- > 0;) {
             if (any_cut_ && covers(sequence, snapshots_[i]->sequence)) drop(i);
@@ -172,7 +176,7 @@ class PrefixCache {
         return nullptr;
     }
 
-    // The files that a file of `sequence` makes useless.
+    // The files that are useless once a file has the state of `sequence`.
     std::vector<uint32_t> replaced_by(const Sequence &sequence) const {
         std::vector<uint32_t> ids;
         for (const auto &file : files_) {
@@ -181,13 +185,13 @@ class PrefixCache {
         return ids;
     }
 
-    // `sequence` cannot be saved in a file.
+    // Records that `sequence` cannot be saved in a file.
     void no_file(Sequence sequence) {
         no_files_.push_front(std::move(sequence));
         if (no_files_.size() > kMostUnfiled) no_files_.pop_back();
     }
 
-    // Whether a file holds all of `sequence`, or it needs no file.
+    // Whether a file holds all of `sequence`. Also true for a sequence that is too short for a file or cannot be saved.
     bool filed(const Sequence &sequence) const {
         if (sequence.tokens.size() < kLeastFiled) return true;
         for (const auto &each : no_files_) {
@@ -220,10 +224,10 @@ class PrefixCache {
         return found;
     }
 
-    // `sequence` was computed for another model, build or context and cannot be loaded.
+    // Records that the state of `sequence` cannot be loaded: it was computed for another model, build or context.
     void outdated(const Sequence &sequence) { misses_.remember(sequence, Miss::model); }
 
-    // Loading a file of `size` bytes took `us`.
+    // Records that loading a file of `size` bytes took `us` microseconds.
     void fetched(size_t size, int64_t us) {
         const double pace = static_cast<double>(us) / std::max<size_t>(size, 1);
         us_per_file_byte_ = us_per_file_byte_ == 0 ? pace : us_per_file_byte_ + (pace - us_per_file_byte_) / 4;
@@ -236,13 +240,13 @@ class PrefixCache {
         }
     }
 
-    // Copying `size` bytes took `us`.
+    // Records that copying `size` bytes took `us` microseconds.
     void copied(size_t size, int64_t us) {
         const double pace = static_cast<double>(us) / size;
         us_per_byte_ = us_per_byte_ == 0 ? pace : us_per_byte_ + (pace - us_per_byte_) / 4;
     }
 
-    // Whether copying `size` bytes out and back is cheaper than computing `tokens` at `us_per_token`.
+    // Whether copying `size` bytes out and back is cheaper than computing `tokens` at `us_per_token` (0: not known).
     bool pays(size_t size, size_t tokens, double us_per_token) const {
         return us_per_token == 0 || 2 * us_per_byte_ * size < us_per_token * tokens;
     }
@@ -264,7 +268,8 @@ class PrefixCache {
         uint64_t used = 0;
     };
 
-    // A match with a prompt, the checkpoint at its end if the model needs one, and the logits if all of it matches.
+    // A match with a prompt, the checkpoint at the end of the match if the model needs one, and the logits after the
+    // prompt if all of the prompt matches.
     struct Found {
         Match keep;
         Checkpoints::Each rewind, logits;
@@ -284,13 +289,13 @@ class PrefixCache {
         while (back) {
             const Match keep = match(held, back->n, wanted.n_reusable, wanted);
             if (keep.held == back->n) return {keep, back, nullptr};
-            back =
-                checkpoints->at_most(back->n - 1);  // inside a stretch of equal text: no token ends there in both
+            back = checkpoints->at_most(back->n - 1);  // no token of the prompt ends at this checkpoint
         }
         return {};
     }
 
-    // The match with the first `n` tokens of the prompt.
+    // The match with the first `n` tokens of the prompt. If the cached tokens would make the prompt too long, only
+    // equal ids match.
     Match match(const Tokens &held, size_t n_held, size_t n, const Wanted &wanted) const {
         const Tokens &prompt = *wanted.prompt;
         const Match match = match_prefix(held, n_held, prompt, n, &text_of_);
@@ -302,7 +307,7 @@ class PrefixCache {
         return match(held.tokens, held.tokens.size(), held.scope, &held.checkpoints, &held.logits, wanted);
     }
 
-    // The place with the longest match; among equals an idle slot, then the most recently used.
+    // The place with the longest match. Among equal matches, an idle slot comes first, then the most recently used.
     Source find(const Wanted &wanted, const std::vector<Live> &live) {
         Source best;
         const auto offer = [&best](const Source &source) {
@@ -333,7 +338,7 @@ class PrefixCache {
         return best;
     }
 
-    // The file with the longest match, if it beats `held` tokens by enough to be worth loading; else null.
+    // The file with the longest match, or null if no file is worth loading. `held` is the longest match elsewhere.
     const Stored *better_file(size_t held, const Wanted &wanted) const {
         const Stored *best = nullptr;
         size_t most = held + kLeastSaved - 1;
@@ -348,7 +353,7 @@ class PrefixCache {
         return best;
     }
 
-    // The longest prefix of the prompt that a running request is still computing, in tokens; 0 without one.
+    // The length of the longest prefix of the prompt that a running request is still computing, or 0.
     size_t being_computed(const Wanted &wanted, const std::vector<Live> &live) const {
         size_t most = 0;
         for (const auto &each : live) {
@@ -360,7 +365,7 @@ class PrefixCache {
         return most;
     }
 
-    // The last planned checkpoint of a running request, at most `n`; else 0.
+    // The position of the last planned checkpoint after at most `n` tokens, or 0.
     static size_t last_mark(const std::vector<size_t> &marks, size_t n) {
         const auto beyond = std::upper_bound(marks.begin(), marks.end(), n);
         return beyond == marks.begin() ? 0 : *(beyond - 1);
@@ -370,7 +375,7 @@ class PrefixCache {
         const int other = other_slot(best, wanted);
         const bool costly = other >= 0 && slots_[best.slot].sequence.tokens.size() > kMostCopied * best.keep.held;
         if ((best.keep.prompt < kLeastShared && !best.logits) || costly) {
-            // Keep the match of the slot that is taken, however short.
+            // Any match with the slot that the request gets is kept, however short.
             plan.slot = victim();
             const Sequence &held = slots_[plan.slot].sequence;
             const Found found = match(held, wanted);
@@ -405,7 +410,7 @@ class PrefixCache {
         }
     }
 
-    // Whether the request begins another conversation with the head of the one in the idle slot `best`.
+    // Whether the request begins another conversation, whose first tokens are those of the idle slot `best`.
     bool branches(const Source &best, const Wanted &wanted) const {
         if (best.slot < 0 || best.live) return false;
         const Sequence &held = slots_[best.slot].sequence;
@@ -413,8 +418,8 @@ class PrefixCache {
         return !same && held.tokens.size() >= best.keep.held + kLeastSaved;
     }
 
-    // The slot for a conversation that branches, or -1 for the one that it branches from. That one gives way only if no
-    // slot is empty, and if it keeps half of its tokens or has been unused for longest.
+    // The slot for a conversation that branches off, or -1 if it takes the slot from which it branches. It takes that
+    // slot only if no slot is empty, and if half of the slot's tokens stay or the slot is the first to evict.
     int other_slot(const Source &best, const Wanted &wanted) const {
         if (!branches(best, wanted)) return -1;
         const int empty = empty_slot();
@@ -441,7 +446,8 @@ class PrefixCache {
         return empty >= 0 ? empty : oldest();
     }
 
-    // Drops the checkpoints and logits of the first idle slot in eviction order; false if no idle slot has any.
+    // Drops the checkpoints and logits of one idle slot, in the order of eviction. Returns false if no idle slot has
+    // any.
     bool drop_checkpoints() {
         Sequence *oldest = nullptr;
         for (auto &slot : slots_) {
@@ -466,8 +472,6 @@ class PrefixCache {
         for (const auto &snapshot : snapshots_) n += snapshot->sequence.tokens.size();
         tokens_ = n;
     }
-
-    // Reasons.
 
     Miss reason(const Wanted &wanted, const Source &best) const {
         const size_t enough = std::max(wanted.n_reusable / 2, kLeastShared);
@@ -494,7 +498,7 @@ class PrefixCache {
     const size_t budget_;
     const bool any_cut_;
     const PieceOf text_of_;
-    std::atomic<size_t> bytes_{0}, tokens_{0};  // of the snapshots; of slots and snapshots
+    std::atomic<size_t> bytes_{0}, tokens_{0};  // bytes of the snapshots; tokens of idle slots and snapshots
     const CheckpointBytes checkpoint_bytes_ = std::make_shared<std::atomic<size_t>>(0);
     uint64_t clock_ = 0;
     double us_per_byte_ = 0, us_per_file_byte_ = 0;

@@ -16,7 +16,7 @@
 
 namespace inferd {
 
-// The text of tokens, for `match_prefix`.
+// Makes a function that gives `match_prefix` the text of a token.
 inline PieceOf piece_of(const llama_vocab *vocab) {
     return [vocab](llama_token token, std::string &text) {
         if (token < 0) return false;  // media
@@ -74,8 +74,8 @@ inline bool load(llama_context *ctx, int slot, const std::shared_ptr<Snapshot> &
     return true;
 }
 
-// Copies the cells of `src` to `dst`, which may be in different buffers. Keeps the copy as a snapshot of `sequence`, if
-// that is not null and there is room, because further requests may begin with the same prefix.
+// Copies the cells of `src` to `dst`, which may be in different buffers. If `sequence` is not null and there is room,
+// the copy also becomes a snapshot of `sequence`, because further requests may begin with the same prefix.
 inline bool copy(llama_context *ctx, int src, int dst, const Sequence *sequence, PrefixCache &cache) noexcept {
     try {
         State state = read_state(ctx, src, llama_state_seq_get_size_ext(ctx, src, 0));
@@ -87,8 +87,8 @@ inline bool copy(llama_context *ctx, int src, int dst, const Sequence *sequence,
     }
 }
 
-// Cuts `slot` to its first `n` tokens. On failure empties it and returns false: the model is recurrent, or its sliding
-// window of `n_swa` tokens has dropped cells that the shorter sequence needs.
+// Shortens `slot` to its first `n` tokens. Empties the slot and returns false if that is impossible: if the model is
+// recurrent, or its sliding window of `n_swa` tokens has dropped cells that the shorter sequence needs.
 inline bool cut(llama_context *ctx, int slot, size_t n, int n_swa) noexcept {
     llama_memory_t memory = llama_get_memory(ctx);
     const auto end = static_cast<llama_pos>(n);
@@ -131,7 +131,7 @@ inline const float *floats_of(const Checkpoint &logits) {
     return reinterpret_cast<const float *>(logits.data.get());
 }
 
-// Returns `slot` to a checkpoint of its sequence. On failure empties it and returns false.
+// Rewinds `slot` to a checkpoint of its sequence. If that fails, empties the slot and returns false.
 inline bool rewind(llama_context *ctx, int slot, const Checkpoint &to) noexcept {
     llama_memory_t memory = llama_get_memory(ctx);
     const auto end = static_cast<llama_pos>(to.n);

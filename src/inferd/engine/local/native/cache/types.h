@@ -1,4 +1,4 @@
-// The types of the prefix cache: computed sequences, a request that looks for one, and the plan for its slot.
+// The types of the prefix cache: cached sequences, a request that looks for a prefix, and the plan for its slot.
 #pragma once
 
 #include <algorithm>
@@ -13,20 +13,22 @@
 
 namespace inferd {
 
-// Why more than half of a prompt must be computed. `model`: it was computed for another model, context or adapter.
+// Why more than half of a prompt must be computed. `model`: it was computed before, but for another model, context or
+// adapter.
 enum class Miss : int { none = 0, first, changed, evicted, other_user, opted_out, model };
 
-// Tokens computed for a scope: the user, and for an adapter a NUL and its key.
+// Tokens that were computed for a scope. A scope is the name of the user; with an adapter, a NUL and the key of the
+// adapter follow.
 struct Sequence {
     Tokens tokens;
     std::string scope;
     std::string session;
-    Checkpoints checkpoints;   // in a model that cannot drop a tail
-    Checkpoints::Each logits;  // after the prompt that it begins with, or null
+    Checkpoints checkpoints;   // empty if the model can shorten a sequence to any length
+    Checkpoints::Each logits;  // the logits after its prompt, or null
     uint64_t used = 0;         // the clock of `PrefixCache` at its last use
 };
 
-// What names a sequence, without the memory of its checkpoints and logits.
+// A copy of a sequence without its checkpoints and logits, so that it does not keep their memory.
 inline Sequence named(const Sequence &sequence) {
     return {sequence.tokens, sequence.scope, sequence.session, {}, nullptr, sequence.used};
 }
@@ -48,7 +50,7 @@ struct Stored {
 // A request that is about to get a slot.
 struct Wanted {
     const Tokens *prompt;
-    size_t n_reusable;  // tokens from the start that may come from the cache without the logits
+    size_t n_reusable;  // how many of its first tokens may come from the cache if the logits do not
     size_t n_max;       // the longest prompt, in tokens
     const std::string *scope;
     const std::string *session;
@@ -57,7 +59,7 @@ struct Wanted {
     double token_us = 0;    // the time to compute a token; 0 = not known
 };
 
-// A request that runs: the first `n_past` of its tokens are in the cells of `slot`, the others follow.
+// A running request. The first `n_past` of its tokens are in the cells of `slot`; the others are not computed yet.
 struct Live {
     int slot;
     const Tokens *tokens;
@@ -65,21 +67,21 @@ struct Live {
     const std::string *scope;
     bool shared;  // false: it opted out
     const Checkpoints *checkpoints = nullptr;
-    const std::vector<size_t> *marks = nullptr;  // positions of its further checkpoints
+    const std::vector<size_t> *marks = nullptr;  // positions of its planned checkpoints
     const Checkpoints::Each *logits = nullptr;
 };
 
 struct Plan {
-    bool wait = false;                  // for `fetch`, or for a running request that computes this prefix
-    uint32_t fetch = 0;                 // the file to load, or 0
-    int slot = -1;                      // the slot to take, never a busy one
-    int copy_from = -1;                 // the slot whose cells to copy there, or -1
-    bool save = false;                  // save the slot's sequence first: the request shares only the head of it
+    bool wait = false;   // wait for the file `fetch`, or for a running request that computes the prefix
+    uint32_t fetch = 0;  // the file to load, or 0
+    int slot = -1;       // the slot to take, never a busy one
+    int copy_from = -1;  // the slot whose cells to copy there, or -1
+    bool save = false;   // save the slot's sequence first, because tokens of it will be replaced
     std::shared_ptr<Snapshot> restore;  // the snapshot to load there, or null
     Match keep;                         // the part of the source that matches the prompt
-    Checkpoints::Each rewind;           // the checkpoint to return to; null: the source can be cut, or need not be
-    Checkpoints checkpoints;            // of the kept part of the source
-    Checkpoints::Each logits;           // after the prompt, if the source holds all of it
+    Checkpoints::Each rewind;  // the checkpoint to rewind to, or null if the source can be cut or is kept whole
+    Checkpoints checkpoints;   // the checkpoints in the kept part of the source
+    Checkpoints::Each logits;  // the logits after the prompt, if the source has them
     Tokens prompt;           // the prompt with the source's tokens, where their ids differ and the text is the same
     Miss miss = Miss::none;  // the reason, when less than half of the prompt is found
 };
