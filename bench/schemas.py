@@ -29,7 +29,8 @@ import orjson
 from jsonschema import validators
 
 from inferd.engine.events import Done, Frames
-from inferd.engine.local.llamacpp import LlamaCpp, LlamaCppConfig
+from inferd.engine.local.llamacpp import LlamaCpp
+from inferd.engine.local.opening import LlamaCppConfig
 from inferd.engine.requests import FrameTemplate, GenerateRequest, Message
 from inferd.errors import InvalidRequest, SchemaViolation
 from inferd.sampling import SamplingParams

@@ -1,12 +1,13 @@
 """Installs the wheels on a machine with a GPU, and measures: ``packaging/test_gpu.py WHEELHOUSE MODEL``.
 
-WHEELHOUSE has the wheels of inferd, of one companion (``inferd-cuda`` or ``inferd-vulkan``) and of all their
-dependencies. No package index is used. MODEL is one GGUF file, or two. The second model does not fit into the
-memory of the GPU, and must answer all the same. Everything is measured through the daemon, as users would use
-it: the chosen device, ``inferd bench`` with 1 to 32 answers at once, the same greedy answer twice, the time
-to cancel an answer, and all this without the GPU. The numbers are printed as JSON. At the first step that
-fails, the script ends with the exit code 1. ``--without-gpu`` takes a wheelhouse without a companion and
-skips the steps that need a GPU, so that the script itself can be tested.
+WHEELHOUSE has the wheels of inferd, of one companion (``inferd-cuda`` or ``inferd-vulkan``) and of all
+their dependencies. No package index is used. MODEL is one GGUF file, or two. The second model does not
+fit into the memory of the GPU: it must be refused with the sizes, and must answer on the CPU. Everything
+is measured through the daemon, as users would use it: the chosen device, ``inferd bench`` with 1 to 32
+answers at once, the same greedy answer twice, the time to cancel an answer, and all this without the GPU.
+The numbers are printed as JSON. At the first step that fails, the script ends with the exit code 1.
+``--without-gpu`` takes a wheelhouse without a companion and skips the steps that need a GPU, so that the
+script itself can be tested.
 """
 
 from __future__ import annotations
@@ -68,6 +69,18 @@ def daemon(user: Machine, model: Path, *options: str) -> Iterator[None]:
             serving.terminate()
 
 
+def refusal(user: Machine, model: Path) -> str:
+    """The error of a daemon whose model does not fit into the memory of the GPU."""
+    try:
+        with daemon(user, model):
+            pass
+    except Failed as failure:
+        if "gpu_memory_budget_bytes" in str(failure):
+            return str(failure)
+        raise
+    raise Failed(f"{model} fits into the memory of the GPU; give a larger model")
+
+
 def measured(user: Machine, model: Path, *options: str) -> dict[str, Any]:
     """The measurements of a daemon with these options."""
     with daemon(user, model, "--active-permits", str(SLOTS), "--n-ctx", "2048", *options):
@@ -90,7 +103,8 @@ def check(wheelhouse: Path, models: list[Path], gpu: bool, scratch: Path) -> dic
     if gpu:
         told["gpu"] = measured(user, models[0], "--require-gpu")
         for large in models[1:]:
-            with daemon(user, large):
+            told["refusal"] = refusal(user, large)
+            with daemon(user, large, "--n-gpu-layers", "0"):
                 told["too large"] = user.run("inferd", "run", *GREEDY, QUESTION)
     told["cpu"] = measured(user, models[0], "--n-gpu-layers", "0")
     return told

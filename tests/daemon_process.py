@@ -152,6 +152,12 @@ class DaemonProcess:
             env["INFERD_CORE_DUMPS"] = "1"  # otherwise only root can see the daemon's open files
         if "INFERD_IMPL" in os.environ:
             env["INFERD_IMPL"] = os.environ["INFERD_IMPL"]
+        # The choice of a GPU (GGML_VK_VISIBLE_DEVICES) also applies to the daemon's engines.
+        env |= {
+            name: os.environ[name]
+            for name in os.environ
+            if name == "INFERD_IMPL" or "VISIBLE_DEVICES" in name
+        }
         for name, value in options.items():
             env[name if name.isupper() else f"INFERD_{name.upper()}"] = str(value)
         program = [__file__, json.dumps(mock)] if mock else ["-m", "inferd", "serve"]

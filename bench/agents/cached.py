@@ -22,7 +22,8 @@ from msgspec.structs import replace
 
 from inferd.engine.events import Done, Usage
 from inferd.engine.local.child import messages
-from inferd.engine.local.llamacpp import LlamaCpp, LlamaCppConfig
+from inferd.engine.local.llamacpp import LlamaCpp
+from inferd.engine.local.opening import LlamaCppConfig
 from inferd.engine.requests import GenerateRequest
 from tests.tiny_llama import write_llama
 

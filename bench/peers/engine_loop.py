@@ -17,7 +17,8 @@ from pathlib import Path
 import uvloop
 
 from inferd.engine.events import Done, Frames
-from inferd.engine.local.llamacpp import LlamaCpp, LlamaCppConfig
+from inferd.engine.local.llamacpp import LlamaCpp
+from inferd.engine.local.opening import LlamaCppConfig
 from inferd.engine.requests import FrameTemplate, GenerateRequest, Message
 from inferd.sampling import SamplingParams
 

@@ -270,19 +270,12 @@ class UpstreamFull(BackendError):
 
 
 class ModelTooLarge(BackendError):
-    """A model would not fit into the memory budget even if every model that may be unloaded were unloaded.
-    The sizes are in bytes."""
+    """A model would not fit into the memory budget, in RAM or on a GPU, even if every model that may be
+    unloaded were unloaded. The message has the sizes."""
 
     retryable = False
     counts = False
     elsewhere = False
-
-    def __init__(self, name: str, needed: int, budget: int, used: int) -> None:
-        super().__init__(
-            f"the model {name!r} needs about {needed >> 20} MiB and the budget for all models is"
-            f" {budget >> 20} MiB, of which {used >> 20} MiB are in use; serve fewer requests at once, or"
-            " raise limits.memory_budget_bytes"
-        )
 
 
 class EngineEnded(Unavailable):

@@ -63,7 +63,7 @@ def show(phase: str, details: Mapping[str, object]) -> None: ...
 
 def backends_of(router: Router) -> Backends:
     models = Residency(router, build, Settings(), lambda name, state, details: None)
-    return Backends(router, build, Room(router, Queues(1, 0), models))
+    return Backends(router, build, Room(router, Queues(1, 0), models.residents))
 
 
 class Exchange:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from inferd.daemon import memory
-from tests.unit.test_residency import Home
+from tests.home import Home
 
 
 def test_the_budget_is_a_share_of_the_available_and_of_the_private_memory(

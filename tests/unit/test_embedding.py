@@ -16,7 +16,7 @@ import pytest
 
 from inferd.engine.local import _llama
 from inferd.engine.local.embedding import EmbeddingModel
-from inferd.engine.local.llamacpp import LlamaCppConfig
+from inferd.engine.local.opening import LlamaCppConfig
 from inferd.engine.requests import EmbedRequest
 from inferd.errors import BackendInternal, BootCancelled, InvalidRequest, ModelError, NotReady, Unavailable
 from inferd.progress import Progress

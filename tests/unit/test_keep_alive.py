@@ -13,8 +13,8 @@ from inferd.errors import (
     ModelTooLarge,
 )
 from inferd.serve.models import USUAL, Stay
+from tests.home import Home
 from tests.in_process import until
-from tests.unit.test_residency import Home
 
 OWNER_SAYS_ALWAYS, OWNER_SAYS_GO = Stay(-1.0, by_owner=True), Stay(0.0, by_owner=True)
 

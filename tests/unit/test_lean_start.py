@@ -55,7 +55,6 @@ sys.exit(cli.main(["serve", "--backend", "mock"]))
 NEVER = {
     "anyio", "attrs", "difflib", "email", "h11", "html", "http", "httpx", "importlib.metadata",
     "inferd.client", "inferd.config.docs", "inferd.config.file", "inferd.daemon.bridge",
-    "inferd.daemon.directory", "inferd.daemon.local", "inferd.daemon.memory", "inferd.daemon.pulls",
     "inferd.engine.local", "inferd.engine.remote", "inferd.http", "inferd.store.catalogue",
     "inferd.store.fetch", "inferd.store.gguf", "jsonschema", "llguidance", "multiprocessing", "numpy",
     "PIL", "prometheus_client", "prompt_toolkit", "referencing", "regex", "rich", "sqlite3", "tempfile",

@@ -23,7 +23,8 @@ import pytest
 from inferd.engine.backend import Stream
 from inferd.engine.events import Done, Frames
 from inferd.engine.local import _llama
-from inferd.engine.local.llamacpp import LlamaCpp, LlamaCppConfig
+from inferd.engine.local.llamacpp import LlamaCpp
+from inferd.engine.local.opening import LlamaCppConfig
 from inferd.engine.requests import FrameTemplate, GenerateRequest, Message
 from inferd.errors import InvalidRequest, NotReady, Unavailable
 from tests.demo_model import demo_model

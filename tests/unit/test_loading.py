@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from inferd.engine.local import _llama
-from inferd.engine.local.llamacpp import LlamaCpp, LlamaCppConfig
+from inferd.engine.local.llamacpp import LlamaCpp
 from inferd.engine.local.loading import preparing_threads
+from inferd.engine.local.opening import LlamaCppConfig
 from inferd.errors import BootCancelled, InvalidRequest, ModelError
 from tests.demo_model import demo_model
 from tests.tiny_bert import write_bert

@@ -21,9 +21,9 @@ from inferd.serve.pool import BackendSlot
 from inferd.serve.queues import Queues
 from inferd.serve.router import Router
 from tests.daemon_process import is_gone
+from tests.home import MIB, Home
 from tests.in_process import until
 from tests.unit.test_engine_process import ask, finish, hosted, pid_of, restarts_of
-from tests.unit.test_residency import MIB, Home
 
 
 class Large(Mock):
@@ -55,14 +55,13 @@ class Reload:
         self.old = [Large(name) for name in "abc"]
         self.router: Router = home.router
         self.router.replace(self.old)
-        self.room = Room(self.router, self.queues, home.models)
+        self.room = Room(self.router, self.queues, home.models.residents)
         self.told: list[object] = []
 
     async def make(self, new: Mock | None = None) -> None:
         await self.room.make(
             self.settings,
             new or Large("new"),
-            self.old,
             self.router.members,
             lambda phase, details: self.told.append(details["unloading"]),
         )
@@ -110,7 +109,7 @@ async def test_idle_models_on_demand_leave_first(home: Home) -> None:
 
 async def test_a_first_backend_gets_the_room_of_models_on_demand(home: Home) -> None:
     home.router.replace([])
-    room = Room(home.router, Queues(1, 4), home.models)
+    room = Room(home.router, Queues(1, 4), home.models.residents)
     backends = Backends(home.router, lambda settings, entry, *_: Large(entry.name), room)
     backends.use([])
     await home.use("a")
@@ -124,7 +123,7 @@ async def test_a_first_backend_gets_the_room_of_models_on_demand(home: Home) -> 
 
 async def test_a_broken_model_gives_its_room_to_its_successor(home: Home) -> None:
     home.router.replace([])
-    room = Room(home.router, Queues(1, 4), home.models)
+    room = Room(home.router, Queues(1, 4), home.models.residents)
     backends = Backends(home.router, lambda settings, entry, *_: Large(entry.name), room)
     wanted = Settings(backends=(MockEntry(name="model"),), memory_budget_bytes=MIB)
     (broken,) = await backends.make(wanted, lambda phase, details: None)

@@ -4,19 +4,13 @@ model."""
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
-from inferd.config.entries import BackendEntry, LlamaCppEntry, ModelSpec
+from inferd.config.entries import LlamaCppEntry, ModelSpec
 from inferd.config.settings import Settings
-from inferd.daemon.directory import Directory
-from inferd.daemon.residency import Residency
-from inferd.engine.backend import EngineState
-from inferd.engine.mock import Mock
 from inferd.errors import (
     AdmissionClosed,
     DeadlineExceeded,
@@ -25,83 +19,9 @@ from inferd.errors import (
     ModelTooLarge,
     QueueFull,
 )
-from inferd.progress import Progress
-from inferd.serve.models import USUAL, Stay
-from inferd.serve.router import Router
-from inferd.store.models import ModelStore
+from inferd.serve.models import USUAL
+from tests.home import Home
 from tests.in_process import Clock, until
-from tests.tiny_bert import write_bert
-from tests.tiny_model import stock
-
-MIB = 1 << 20
-
-
-class Model(Mock):
-    """A mock with known memory, whose start waits for its gate."""
-
-    def __init__(self, name: str, gate: asyncio.Event) -> None:
-        super().__init__(name)
-        self.model = name
-        self.closed = False
-        self._gate = gate
-
-    async def start(self) -> None:
-        await self._gate.wait()
-        if self.name == "broken":
-            raise ModelError("it cannot be loaded")
-
-    def engine_state(self) -> EngineState:
-        return EngineState(pid=1, memory_bytes=MIB)
-
-    async def close(self) -> None:
-        self.closed = True
-
-
-class Home:
-    """A store with models ``a``, ``b``, ``c`` and ``broken``, and the residency over it."""
-
-    def __init__(self, directory: Path, **settings: object) -> None:
-        store = ModelStore(directory)
-        for name in ("a", "b", "c", "broken"):
-            stock(store, name, write_bert(directory / name, name=name).read_bytes())
-        self.gate = asyncio.Event()
-        self.gate.set()
-        self.made: list[Model] = []
-        self.entries: list[LlamaCppEntry] = []
-        self.progresses: list[Progress] = []
-        self.told: list[tuple[str, str]] = []
-        self.router = Router([Mock("main")])
-        wanted = {"models_home": directory, "keep_alive_secs": 0.0, **settings}
-        self.models = Residency(
-            self.router,
-            self.build,
-            Settings(**wanted),
-            lambda name, state, _: self.tell(name, state),  # type: ignore[arg-type]
-        )
-
-    def tell(self, name: str, state: str) -> None:
-        if (name, state) not in self.told[-1:]:
-            self.told.append((name, state))
-
-    def build(
-        self, settings: Settings, entry: BackendEntry, progress: Progress, cancelled: threading.Event
-    ) -> Model:
-        assert isinstance(entry, LlamaCppEntry)
-        self.entries.append(entry)
-        self.progresses.append(progress)
-        self.made.append(Model(entry.name, self.gate))
-        return self.made[-1]
-
-    def need(self, name: str) -> int:
-        """The estimated memory of a model for one request."""
-        return Directory(self.router, self.models.settings).card(name).memory_bytes(48, 1)
-
-    async def use(self, name: str, deadline: float | None = None, stay: Stay = USUAL) -> None:
-        async with self.models.hold(name, deadline, stay) as given, AsyncExitStack() as held:
-            held.enter_context(self.router.dispatch(model=given))
-
-    def resident(self) -> set[str]:
-        return {member.backend.name for member in self.router.all_members()} - {"main"}
 
 
 async def test_a_model_is_loaded_when_it_is_named_and_stays(tmp_path: Path) -> None:
@@ -220,7 +140,7 @@ async def test_a_busy_model_ends_its_requests_first_and_gets_no_further_ones(tmp
 
     async with home.models.hold("a", None):
         other = asyncio.create_task(use("b"))
-        await until(lambda: home.models._residents["a"].drained is not None)
+        await until(lambda: home.models.residents.by_name["a"].drained is not None)
         late = asyncio.create_task(use("a"))
         await until(lambda: set(home.models._loads) == {"a", "b"})
         assert home.resident() == {"a"}
@@ -237,7 +157,7 @@ async def test_a_model_keeps_serving_if_its_replacement_is_cancelled(tmp_path: P
     )
     async with home.models.hold("a", None):
         other = asyncio.create_task(home.use("b"))
-        await until(lambda: home.models._residents["a"].drained is not None)
+        await until(lambda: home.models.residents.by_name["a"].drained is not None)
         late = asyncio.create_task(home.use("a"))
         await until(lambda: "a" in home.models._loads)
         home.models._loads["b"].task.cancel()
@@ -276,7 +196,7 @@ async def test_an_idle_model_is_unloaded_after_a_while(tmp_path: Path) -> None:
 async def test_a_request_that_comes_as_its_model_is_unloaded_has_it_loaded_again(tmp_path: Path) -> None:
     home = Home(tmp_path, keep_alive_secs=600.0)
     await home.use("a")
-    home.models._unload_idle("a", home.models._residents["a"])  # what the alarm calls
+    home.models._unload_idle("a", home.models.residents.by_name["a"])  # what the alarm calls
     async with home.models.hold("a", None) as name:
         await until(lambda: home.made[0].closed)
         with home.router.dispatch(model=name) as backend:

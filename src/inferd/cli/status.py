@@ -179,9 +179,9 @@ def engine_line(row: Frame | None) -> str:
     engine = (row or {}).get("engine")
     if not engine:
         return ""
-    parts = (
-        [f"process {engine['pid']}, {megabytes(engine['memory_bytes'])}"] if engine["pid"] else ["no process"]
-    )
+    gpus = [f", {megabytes(size)} on {gpu}" for gpu, size in engine.get("gpu_bytes", {}).items()]
+    memory = f"{megabytes(engine['memory_bytes'])}{''.join(gpus)}"
+    parts = [f"process {engine['pid']}, {memory}"] if engine["pid"] else ["no process"]
     if engine["restarts"]:
         parts.append(f"restarted {engine['restarts']} times, last because of: {engine['last_end']}")
     if engine["silent_secs"]:

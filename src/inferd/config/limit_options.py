@@ -123,6 +123,16 @@ class LimitOptions:
         key="limits.memory_budget_bytes",
         reload=True,
     )
+    gpu_memory_budget_bytes: int = option(
+        _LIMITS,
+        Integer(0, 2**48),
+        0,
+        "The maximum memory in bytes for all models together on each GPU. Models make room there as they do "
+        "for memory_budget_bytes. 0 means four fifths of the memory that is free at the time of the load "
+        "or taken by models. A model of the configuration may then take all the free memory.",
+        key="limits.gpu_memory_budget_bytes",
+        reload=True,
+    )
     engine_memory_factor: int = option(
         _LIMITS,
         Integer(0, 1000),

@@ -50,7 +50,7 @@ class Backends:
         self._build_keys: dict[Backend, tuple[object, ...]] = {}
         self._routes: dict[Backend, Route] = {}
         """The routes of the backends that the last :meth:`make` returned, for the router and for clients."""
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._retiring = room.models.retiring
         self._started = False
 
     async def make(self, settings: Settings, show: Show) -> list[Backend]:
@@ -97,8 +97,7 @@ class Backends:
             loop.call_soon_threadsafe(pace.show, phase, details)
 
         async def make_room(backend: Backend) -> None:
-            if self._started:  # the boot loads the configured models even if memory is short
-                await self._room.make(settings, backend, self._build_keys, leaving, show)
+            await self._room.make(settings, backend, leaving, show, first=not self._started)
 
         backend = await started(
             lambda: self._build(settings, entry, progress, cancelled), cancelled, make_room
@@ -132,16 +131,18 @@ class Backends:
         """Makes the router use ``backends`` from the next request on. :meth:`make` has returned
         ``backends``."""
         self._started = True
-        for member in self._router.replace(backends, self._routes):
+        retired = self._router.replace(backends, self._routes)
+        self._room.arrived()
+        for member in retired:
             del self._build_keys[member.backend]
-            self._in_background(self._retire(member, at_once=self._room.rests(member)))
+            self._end(member.backend, self._retire(member, at_once=self._room.rests(member)))
 
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Runs ``work`` in a new task, which goes on if the calling task is cancelled. :meth:`close` waits
-        for the new task."""
+    def _end(self, backend: Backend, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Runs ``work``, which closes the backend, in a task that outlives a cancelled caller. :meth:`close`
+        waits for the task. Until then the backend's memory counts as taken."""
         task = asyncio.get_running_loop().create_task(work)
-        self._retiring.add(task)
-        task.add_done_callback(self._retiring.discard)
+        self._retiring[task] = backend
+        task.add_done_callback(self._retiring.pop)
         return task
 
     async def _retire(self, member: BackendSlot, *, at_once: bool) -> None:
@@ -168,7 +169,7 @@ class Backends:
         for backend in unused:
             del self._build_keys[backend]  # before the close, so that no later reload uses the backend
         if unused:
-            await asyncio.wait([self._in_background(backend.close()) for backend in unused])
+            await asyncio.wait([self._end(backend, backend.close()) for backend in unused])
 
     def dead(self) -> list[str]:
         """Returns the names of the router's backends that have died."""

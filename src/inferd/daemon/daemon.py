@@ -110,7 +110,7 @@ class Daemon:
         build = build or functools.partial(build_backend, loading=self._spare.loading)
         self._models = Residency(router, build, settings, self._tell_model)
         self._server = Server(settings, router, self._metrics, self._watch_idleness, self._models)
-        self._backends = Backends(router, build, Room(router, self._server.admission, self._models))
+        self._backends = Backends(router, build, Room(router, self._server.admission, self._models.residents))
         self._snapshot = Snapshot(self._server.admission, router, self._metrics, self._models)
         self._board = StatusBoard(self._report, self._models.listing, self._models.release, self._pull)
         self._admin_places = ConnectionLimit(settings.max_connections)

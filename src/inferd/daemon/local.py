@@ -65,13 +65,15 @@ def load(
             *lora,
         ]
         template = read_template(entry.chat_template_file)
-        n_ctx, estimate = _fitting_context(settings, entry, card)
+        sizes = _sizes(settings, entry, card)
+        n_ctx, estimate = _fitting_context(settings, entry, sizes)
         _check_workers(entry)
         wanted = Load(
             name=entry.name,
             model=model.name,
             path=str(model.path),
             n_ctx=n_ctx,
+            contexts=tuple(n for n, _ in sizes) if entry.n_ctx is None else (entry.n_ctx,),
             memory_bytes=0 if card is None else _most_memory(settings, card, n_ctx, beside),
             chat_template=template,
             n_gpu_layers=entry.n_gpu_layers,
@@ -133,14 +135,20 @@ def _most_memory(settings: Settings, card: ModelCard, n_ctx: int, beside: Sequen
     return settings.engine_memory_factor * needed
 
 
-def _fitting_context(settings: Settings, entry: LlamaCppEntry, card: ModelCard | None) -> tuple[int, int]:
-    """Returns the context size, and the bytes that the model needs with it (0 if unknown). The context size
-    is the size that the config entry sets, or else the largest size that is likely to fit in memory. Logs a
-    warning if no size is likely to fit."""
+def _sizes(settings: Settings, entry: LlamaCppEntry, card: ModelCard | None) -> Sequence[tuple[int, int]]:
+    """Returns the context sizes to choose from, the largest first, and the memory that each takes here, 0 if
+    it is unknown."""
     if card is None:
-        return memory.CONTEXTS[0] if entry.n_ctx is None else entry.n_ctx, 0
+        return [(memory.CONTEXTS[0] if entry.n_ctx is None else entry.n_ctx, 0)]
     held = memory.part_here(card, len(entry.rpc), entry.n_gpu_layers)
-    sizes = memory.context_sizes(held, entry.n_ctx, settings.active_permits)
+    return memory.context_sizes(held, entry.n_ctx, settings.active_permits)
+
+
+def _fitting_context(
+    settings: Settings, entry: LlamaCppEntry, sizes: Sequence[tuple[int, int]]
+) -> tuple[int, int]:
+    """Returns the context size that the entry sets, or else the largest one that is likely to fit in memory,
+    and the bytes that the model then needs. Logs a warning if no size is likely to fit."""
     budget = memory.budget_bytes(0, settings.memory_budget_bytes)
     n_ctx, size = next(((n, size) for n, size in sizes if not budget or size <= budget), sizes[-1])
     limit = settings.memory_budget_bytes or memory.available_bytes()

@@ -1,13 +1,26 @@
-"""The memory budget of the models on this machine."""
+"""The memory budgets of the models on this machine: for its RAM, and for each of its GPUs.
+
+A dictionary of bytes by place holds those in RAM under :data:`RAM`, and those on a GPU under its name.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from inferd.store.gguf import ModelCard
+from inferd.config.entries import LlamaCppEntry
+from inferd.config.settings import Settings
+from inferd.engine.backend import Backend, Need, Needs
+from inferd.errors import ModelTooLarge
+
+if TYPE_CHECKING:
+    from inferd.store.gguf import ModelCard
+
+RAM = "RAM"
 
 CONTEXTS = (16384, 8192, 4096, 2048)
 """The context sizes to choose from by default. The largest size that fits in memory is used."""
@@ -29,6 +42,80 @@ def budget_bytes(private: int, asked: int = 0) -> int:
         return asked
     available = available_bytes()
     return int(SHARE * (available + private)) if available else 0
+
+
+def taken_by(backend: Backend) -> Counter[str]:
+    """Returns the bytes that a backend takes in each place. A backend without a model takes none."""
+    state = backend.engine_state()
+    return Counter() if state is None else Counter({RAM: state.taken_bytes, **state.gpu_bytes})
+
+
+def places(need: Need) -> Counter[str]:
+    return Counter({RAM: need.here, **need.gpus})
+
+
+def takes(taken: Counter[str], places: Collection[str]) -> bool:
+    """Whether any of the ``taken`` bytes are in one of the ``places``."""
+    return any(taken[place] for place in places)
+
+
+def whole_sizes(needs: Needs) -> list[Need]:
+    """Returns the needs of a model with those of its process."""
+    from inferd.store.gguf import PROCESS_BYTES
+
+    return [size._replace(here=size.here + PROCESS_BYTES) for size in needs.sizes]
+
+
+def budgets(settings: Settings, private: int, gpus: Mapping[str, int]) -> dict[str, int]:
+    """Returns the budgets by place: that of RAM, unless it is unknown, and those of the ``gpus``."""
+    ram = budget_bytes(private, settings.memory_budget_bytes)
+    return {RAM: ram, **gpus} if ram else {**gpus}
+
+
+def gpu_budgets(
+    settings: Settings, needs: Needs, taken: Mapping[str, int], share: float = SHARE
+) -> dict[str, int]:
+    """Returns how many bytes all models together may take on each GPU: those of the settings, or else
+    ``share`` of the bytes that are free or that loaded models have ``taken``. Not every driver counts the
+    latter as used."""
+    most = {gpu: min(size + taken.get(gpu, 0), needs.all[gpu]) for gpu, size in needs.free.items()}
+    asked = settings.gpu_memory_budget_bytes
+    return {gpu: min(asked, size) if asked else int(share * size) for gpu, size in most.items()}
+
+
+def short(need: Need, used: Counter[str], budgets: Mapping[str, int]) -> list[str]:
+    """Returns the places that have no room for ``need`` beside the ``used`` bytes."""
+    return [
+        place
+        for place, size in places(need).items()
+        if size and place in budgets and used[place] + size > budgets[place]
+    ]
+
+
+def fitting(sizes: Sequence[Need], used: Counter[str], budgets: Mapping[str, int]) -> Need | None:
+    """Returns the first size that fits in all places."""
+    return next((need for need in sizes if not short(need, used, budgets)), None)
+
+
+def too_large(
+    name: str, need: Need, used: Counter[str], budgets: Mapping[str, int], place: str
+) -> ModelTooLarge:
+    """Returns the error for a model that does not fit in ``place``."""
+    where, there, option, remedy = "", "", "memory_budget_bytes", "serve fewer requests at once"
+    if place != RAM:
+        where, there, option = f" on {place}", " there", "gpu_memory_budget_bytes"
+        remedy = "lower its n_ctx or n_gpu_layers, take a smaller model"
+    return ModelTooLarge(
+        f"the model {name!r} needs about {places(need)[place] >> 20} MiB{where} and the budget for all models"
+        f"{there} is {budgets[place] >> 20} MiB, of which {used[place] >> 20} MiB are in use; {remedy}, or"
+        f" raise limits.{option}"
+    )
+
+
+def may_use_gpu(settings: Settings, entry: LlamaCppEntry) -> bool:
+    """Whether a model would take memory of a GPU on a machine with one. With RPC workers, llama.cpp divides
+    the model over them, and only the load shows how."""
+    return entry.n_gpu_layers != 0 and not entry.rpc and settings.force_backend != "cpu"
 
 
 def context_sizes(card: ModelCard, n_ctx: int | None, permits: int) -> Sequence[tuple[int, int]]:

@@ -9,39 +9,31 @@ model, or on the old one if the reload has failed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
 
 from inferd import log
 from inferd.config.settings import Settings
-from inferd.engine.backend import Backend
+from inferd.daemon import memory
+from inferd.daemon.residents import Residents
+from inferd.engine.backend import Backend, Need, Needs
+from inferd.errors import ModelError
 from inferd.serve.admission import Admission
 from inferd.serve.queues import Queues
 from inferd.serve.router import BackendSlot, Router
 
+_WHY = "the configuration needs its memory"
+
 _log = log.get("backends")
-
-
-class Residents(Protocol):
-    """The models that were loaded on demand. They count the memory of the ``starting`` backends as taken."""
-
-    starting: set[Backend]
-
-    def memory(self, others: Iterable[Backend]) -> tuple[int, int]:
-        """Returns two numbers of bytes for these models and the ``others`` together: the memory that they
-        take, and the memory of their processes that no file backs."""
-
-    async def unload_idle(self, reason: str) -> bool:
-        """Unloads the least recently used idle model. Returns whether there was one."""
 
 
 class Room:
     """Makes room for one reload at a time. All methods run on the event loop."""
 
     def __init__(self, router: Router, queues: Queues, models: Residents) -> None:
+        self.models = models
         self._router = router
         self._queues = queues
-        self._models = models
+        self._started: set[Backend] = set()
         self._resting: list[BackendSlot] = []
         self._paused: list[Admission] = []
 
@@ -49,35 +41,72 @@ class Room:
         self,
         settings: Settings,
         backend: Backend,
-        others: Collection[Backend],
         leaving: Sequence[BackendSlot],
         show: Callable[[str, Mapping[str, object]], None],
+        *,
+        first: bool = False,
     ) -> None:
         """Unloads idle models, and then puts models of ``leaving`` to rest, until ``backend`` fits beside the
-        ``others``, or until no more models can leave.
+        others, or until no more models can leave. If the backend may use a GPU and does not fit into RAM, it
+        makes room later, when its process knows what it takes there. The ``first`` models of a daemon are
+        loaded as configured.
 
-        ``show`` is called before each model is put to rest.
+        ``show`` is called before each model is put to rest. Raises ModelError if a GPU has no room for the
+        backend alone. No model has been put to rest then.
         """
-        awake = [slot for slot in leaving if _taken_by(slot.backend)]
-        while not self._fits(settings, backend, others):
-            if await self._models.unload_idle("the configuration needs its memory"):
+        taken = memory.taken_by(backend)
+        size = Need(0, taken[memory.RAM])
+        awake = [] if first else [slot for slot in leaving if memory.taken_by(slot.backend)[memory.RAM]]
+
+        async def grant(needs: Needs) -> Need | None:
+            if not needs.sizes:
+                await self._free(settings, backend, [size], {}, {}, awake, show)
+                return None
+            beside = self.models.gpu_budgets(settings, needs)
+            alone = self.models.gpu_budgets(settings, needs, share=1)
+            return await self._free(settings, backend, memory.whole_sizes(needs), beside, alone, awake, show)
+
+        short = not first and taken[memory.RAM] and self.models.fitting([size], settings) is None
+        if not backend.ask_first(grant, always=bool(short)) and short:
+            await self._free(settings, backend, [size], {}, {}, awake, show)
+        self._started.add(backend)
+        self.models.starting.add(backend)
+
+    async def _free(
+        self,
+        settings: Settings,
+        backend: Backend,
+        sizes: Sequence[Need],
+        beside: Mapping[str, int],
+        alone: Mapping[str, int],
+        awake: list[BackendSlot],
+        show: Callable[[str, Mapping[str, object]], None],
+    ) -> Need:
+        """Makes room, and returns the size to load. ``beside`` are the budgets of the GPUs. If no more models
+        can leave, only the budgets ``alone`` count."""
+        while True:
+            used, private = self.models.taken(backend)
+            budgets = memory.budgets(settings, private, beside)
+            fitting = memory.fitting(sizes, used, budgets)
+            if fitting is not None:
+                return fitting
+            short = memory.short(sizes[-1], used, budgets)
+            if await self.models.unload_idle(_WHY, short) or await self.models.wait_for_retiring():
                 continue
-            if not awake:
-                break
-            slot = awake.pop(0)
+            left = used.copy()
+            for slot in awake:
+                left.subtract(memory.taken_by(slot.backend))
+            if lacking := memory.short(sizes[-1], left, alone):
+                raise ModelError(str(memory.too_large(backend.name, sizes[-1], left, alone, lacking[0])))
+            helpful = [slot for slot in awake if memory.takes(memory.taken_by(slot.backend), short)]
+            if not helpful:
+                return sizes[-1]
+            slot = helpful[0]
+            awake.remove(slot)
             about = {"unloading": slot.backend.name, "running": slot.running}
             _log.info("making_room", loading=backend.name, **about)
             show("making_room", about)
             await self._put_to_rest(slot)
-        self._models.starting.add(backend)
-
-    def _fits(self, settings: Settings, backend: Backend, others: Collection[Backend]) -> bool:
-        from inferd.daemon import memory
-
-        used, private = self._models.memory(others)
-        budget = memory.budget_bytes(private, settings.memory_budget_bytes)
-        needed = _taken_by(backend)
-        return not needed or not budget or used + needed <= budget
 
     async def _put_to_rest(self, slot: BackendSlot) -> None:
         queue = self._queues.of(self._router.queue_of(slot))
@@ -99,12 +128,12 @@ class Room:
             backend.wake()
         for queue in self._paused:
             queue.resume()
-        self._models.starting.clear()
+        self.arrived()
         self._resting.clear()
         self._paused.clear()
         return [backend.name for backend in woken]
 
-
-def _taken_by(backend: Backend) -> int:
-    state = backend.engine_state()
-    return 0 if state is None else state.taken_bytes
+    def arrived(self) -> None:
+        """Called when the router has the backends that were loaded."""
+        self.models.starting -= self._started
+        self._started.clear()

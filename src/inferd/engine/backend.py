@@ -10,7 +10,7 @@ bytes of a ``FrameTemplate``, whose meaning it need not know.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -53,10 +53,34 @@ class Capabilities(NamedTuple):
     raw: bool = False
 
 
+class Need(NamedTuple):
+    """The memory in bytes that a model takes with a context of ``n_ctx`` tokens: ``here`` in RAM, and on each
+    GPU by its name. Memory that a GPU shares with the processor counts in both places."""
+
+    n_ctx: int
+    here: int
+    gpus: Mapping[str, int] = MappingProxyType({})
+
+
+class Needs(NamedTuple):
+    """The needs of a model, the largest context first, and the ``free`` memory of each GPU and ``all`` its
+    memory in bytes. Without a GPU, they are empty."""
+
+    sizes: tuple[Need, ...] = ()
+    free: Mapping[str, int] = MappingProxyType({})
+    all: Mapping[str, int] = MappingProxyType({})
+
+
+Grant = Callable[[Needs], Awaitable[Need | None]]
+"""Makes room for a model, and returns the size with which it may be loaded, or ``None`` for the size that its
+entry sets. Raises an error if there cannot be enough room."""
+
+
 class EngineState(NamedTuple):
     """The state of the engine process of a model. ``file_bytes`` is the size of the model's files.
     ``estimate_bytes`` is the memory that the process may need, or 0 between :meth:`Backend.rest` and
-    :meth:`Backend.wake`. ``private_bytes`` is the part of ``memory_bytes`` that no file backs. ``restarts``
+    :meth:`Backend.wake`. ``gpu_bytes`` is the memory that it takes on each GPU, by the GPU's name.
+    ``private_bytes`` is the part of ``memory_bytes`` that no file backs. ``restarts``
     is the number of restarts since the daemon started. ``last_end`` is the reason why the last process ended.
 
     ``silent_secs`` is 0 unless the process is slow. Then it is the time since the first unanswered ping, or
@@ -78,6 +102,7 @@ class EngineState(NamedTuple):
     cache_files_removed: int = 0
     estimate_bytes: int = 0
     private_bytes: int = 0
+    gpu_bytes: Mapping[str, int] = MappingProxyType({})
 
     @property
     def taken_bytes(self) -> int:
@@ -160,6 +185,12 @@ class Backend(ABC):
         """Registers ``call``, which the backend calls when the engine process has died too often in a short
         time."""
         return
+
+    def ask_first(self, grant: Grant, contexts: Sequence[int] = (), *, always: bool = False) -> bool:
+        """Makes :meth:`start` await ``grant`` before the model takes memory of a GPU, or with ``always`` on a
+        CPU, too. ``contexts`` are the sizes to choose from, by default those of the entry. Returns false if
+        the model takes none of a GPU's memory, so ``start`` will not ask."""
+        return False
 
     @abstractmethod
     def capabilities(self) -> Capabilities:

@@ -78,7 +78,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
         # 536 MiB, this estimate says 632, and the dry run 1,060.
         cache = self.kv_bytes_per_token * n_ctx * n_parallel
         step = 4 * n_batch * max(4096, self.vocabulary // 4)
-        return self.file_bytes + cache + step + _PROCESS_BYTES
+        return self.file_bytes + cache + step + PROCESS_BYTES
 
     def with_draft(self, draft: ModelCard) -> ModelCard:
         """Returns a copy of this card whose :meth:`memory_bytes` also includes the model of ``draft``."""
@@ -89,7 +89,8 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-_PROCESS_BYTES = 96 << 20
+PROCESS_BYTES = 96 << 20
+"""The memory of an engine process without a model."""
 _THINKING = ("reasoning_content", "</think>", "[THINK]", "<|channel|>")
 _SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 MAX_PARTS = 1000

@@ -24,8 +24,8 @@ from inferd.engine.backend import Backend, Capabilities, Stream
 from inferd.engine.events import Embeddings, Ranking
 from inferd.engine.local import _llama, embed_prefixes
 from inferd.engine.local.child.messages import Pulse
-from inferd.engine.local.llamacpp import LlamaCppConfig
 from inferd.engine.local.loading import GGML_ERROR, accelerator_of, loading, pass_on_log
+from inferd.engine.local.opening import MAX_SEQUENCES, LlamaCppConfig, check_gpu, open_embedder, open_model
 from inferd.engine.requests import EmbedRequest, GenerateRequest, RankRequest
 from inferd.errors import (
     BackendInternal,
@@ -46,7 +46,6 @@ _log = log.get("embedding")
 
 _CLOSING = "the backend is closing"
 _TOKEN_BYTES = 4
-_MAX_SEQUENCES = 64
 # On a CPU larger batches are no faster, and take longer to end.
 _CPU_BATCH_TOKENS = 256
 
@@ -150,29 +149,12 @@ class EmbeddingModel(Backend):
             progress("mmap", {"path": str(config.path), "progress": round(fraction, 2)})
             return not cancelled.is_set()
 
-        if config.require_gpu and accelerator_of(config.n_gpu_layers, 0).kind == "cpu":
-            raise ModelError(
-                "no GPU can be used: this build or this machine has none, or --n-gpu-layers is 0; "
-                "install a build for your GPU or drop --require-gpu"
-            )
+        check_gpu(config)
         with loading(cancelled):
-            model = _llama.Model(
-                config.fd,
-                path=str(config.path),
-                n_gpu_layers=config.n_gpu_layers,
-                report=report,
-                parts=config.parts,
-            )
+            model = open_model(config, report)
             n_ctx = min(config.n_ctx, model.n_ctx_train)
             progress("kv_cache", {"n_ctx": n_ctx})
-            embedder = _llama.Embedder(
-                model,
-                n_ctx=n_ctx,
-                n_seq=_MAX_SEQUENCES,
-                pooling=pooling or "unspecified",
-                threads=config.threads,
-                flash_attention=config.flash_attention,
-            )
+            embedder = open_embedder(config, model, n_ctx, pooling)
             if embedder.pooling == "none":
                 raise ModelError(
                     f"{config.path} does not say how its vectors are pooled: it is not an embedding model,"
@@ -332,7 +314,7 @@ class EmbeddingModel(Backend):
                     job.settle(Unavailable(_CLOSING))
                 return []
             room = self._batch_tokens
-            while self._jobs and len(self._batch) < _MAX_SEQUENCES:
+            while self._jobs and len(self._batch) < MAX_SEQUENCES:
                 job = self._jobs[0]
                 sequence = job.sequences[job.taken]
                 size = len(sequence) // _TOKEN_BYTES

@@ -12,8 +12,6 @@ import functools
 import secrets
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
 from time import time as clock
 from typing import cast
@@ -24,7 +22,7 @@ from inferd import log
 from inferd.engine.backend import Backend, Capabilities, Finished, Stream
 from inferd.engine.events import CacheUse, Done, DraftUse, StopReason, Timings, Usage
 from inferd.engine.local import _llama
-from inferd.engine.local.child.messages import Adapter, Pulse, Template
+from inferd.engine.local.child.messages import Pulse, Template
 from inferd.engine.local.conversation import NOTHING, Family, Past, Prepared, prepare, shows_earlier_thoughts
 from inferd.engine.local.file_pages import give_back
 from inferd.engine.local.loading import (
@@ -34,6 +32,14 @@ from inferd.engine.local.loading import (
     loading,
     pass_on_log,
     preparing_threads,
+)
+from inferd.engine.local.opening import (
+    LlamaCppConfig,
+    check_gpu,
+    context_size,
+    open_draft,
+    open_engine,
+    open_model,
 )
 from inferd.engine.local.past.ahead import Ahead, Ended
 from inferd.engine.local.past.answers import Answers, Keeper
@@ -57,48 +63,6 @@ _FAILURES: dict[str, type[InferdError]] = {
     "broken": BackendInternal,
 }
 MAX_TOKENS = 1000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LlamaCppConfig:
-    """The model to load, and its options.
-
-    ``name`` is the name of the config entry, and ``model`` is the name of the model. ``fd`` is the open,
-    verified file to load; ``parts`` are the descriptors of a split model's other files. ``path`` is for
-    display only. ``n_ctx`` is the context of one request in tokens. ``n_parallel`` is the maximum number of
-    concurrent requests. If ``n_gpu_layers`` is -1, GPUs and RPC workers compute all layers. ``output_here``
-    keeps the output matrix on this host's CPU. If ``threads`` is 0, the token loop chooses the number.
-    ``flash_attention`` and ``drafts`` are ``auto``, ``on`` or ``off``. ``projector`` is the GGUF file of the
-    encoder for images and sounds. ``chat_template`` replaces the model's own template unless it is empty.
-    ``draft_fd`` is the open file of a draft model with the same vocabulary. ``ahead_tokens`` limits the
-    tokens that :mod:`~inferd.engine.local.past.ahead` computes after an answer. With ``keep_thinking``, the
-    prompt keeps earlier thinking that the client sends back, even if the template would omit it. ``adapters``
-    are pairs of an adapter and its open file.
-    """
-
-    name: str
-    model: str
-    path: Path
-    fd: int
-    parts: tuple[int, ...] = ()
-    n_ctx: int = 8192
-    n_parallel: int = 4
-    n_gpu_layers: int = -1
-    require_gpu: bool = False
-    output_here: bool = False
-    threads: int = 0
-    n_batch: int = 512
-    flash_attention: str = "auto"
-    kv_cache_type: str = "f16"
-    kv_unified: bool = False
-    cache_mib: int = 1024
-    ahead_tokens: int = 0
-    keep_thinking: bool = False
-    drafts: str = "auto"
-    projector: Path | None = None
-    draft_fd: int | None = None
-    chat_template: str = ""
-    adapters: tuple[tuple[Adapter, int], ...] = ()
 
 
 class LlamaCpp(Backend):
@@ -167,22 +131,10 @@ class LlamaCpp(Backend):
             progress("mmap", {"path": str(config.path), "progress": round(fraction, 2)})
             return not cancelled.is_set()
 
-        on_gpu = accelerator_of(config.n_gpu_layers, 0).kind != "cpu"
-        if config.require_gpu and not on_gpu:
-            raise ModelError(
-                "no GPU can be used: this build or this machine has none, or --n-gpu-layers is 0; "
-                "install a build for your GPU or drop --require-gpu"
-            )
+        check_gpu(config)
         preparing = preparing_threads(config.n_parallel)
         with ended_on_error(preparing), loading(cancelled):
-            model = _llama.Model(
-                config.fd,
-                path=str(config.path),
-                n_gpu_layers=config.n_gpu_layers,
-                report=report,
-                parts=config.parts,
-                output_here=config.output_here,
-            )
+            model = open_model(config, report)
             templates = preparing.submit(_llama.Templates, model, config.chat_template).result()
             projector = None
             if config.projector is not None:
@@ -192,34 +144,10 @@ class LlamaCpp(Backend):
                 _llama.Adapter(model, fd, name=adapter.name, scale=adapter.scale)
                 for adapter, fd in config.adapters
             ]
-            draft_model = None
-            if config.draft_fd is not None and config.drafts != "off":
-                draft_model = _llama.Model(
-                    config.draft_fd,
-                    path=f"the draft model of {config.name}",
-                    n_gpu_layers=config.n_gpu_layers,
-                    report=lambda fraction: not cancelled.is_set(),
-                )
-            n_ctx = min(config.n_ctx or model.n_ctx_train, model.n_ctx_train)
+            draft_model = open_draft(config, lambda fraction: not cancelled.is_set())
+            n_ctx = context_size(config, model)
             progress("kv_cache", {"n_ctx": n_ctx})
-            # On a CPU flash attention speeds up prompts and slows down answers; answers take more of a
-            # request's time.
-            flash = config.flash_attention
-            engine = _llama.Engine(
-                model,
-                n_ctx=n_ctx,
-                n_seq=config.n_parallel,
-                n_batch=config.n_batch,
-                threads=config.threads,
-                flash_attention="off" if flash == "auto" and not on_gpu else flash,
-                kv_type=config.kv_cache_type,
-                unified=config.kv_unified,
-                cache_bytes=config.cache_mib << 20,
-                drafts=config.drafts,
-                projector=projector,
-                adapters=adapters,
-                draft_model=draft_model,
-            )
+            engine = open_engine(config, model, n_ctx, draft_model, projector, adapters)
             give_back(config.fd, *config.parts)
             if not engine.warm_up():
                 raise ModelError(f"llama.cpp cannot decode with {config.path}")

@@ -297,6 +297,9 @@ def _of_entries(backends: list[dict[str, Any]]) -> Iterator[Metric]:
         ),
     ):
         yield _gauge(name, text, ("backend",), [((of,), engine[key]) for of, engine in engines])
+    on_gpus = [((of, gpu), size) for of, engine in engines for gpu, size in engine["gpu_bytes"].items()]
+    text = "Memory that the backend's model takes on a GPU."
+    yield _gauge("inferd_engine_gpu_memory_bytes", text, ("backend", "gpu"), on_gpus)
     restarts = [((of,), engine["restarts"]) for of, engine in engines]
     yield _counter("inferd_engine_restarts", "Restarts of the backend's process.", ("backend",), restarts)
     removed = [((of,), engine["cache_files_removed"]) for of, engine in engines]

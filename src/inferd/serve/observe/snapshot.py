@@ -91,7 +91,9 @@ class Snapshot:
 def _engine(backend: Backend) -> dict[str, object] | None:
     """Returns the state of the backend's engine process, or ``None`` if the backend has no engine process."""
     state = backend.engine_state()
-    return None if state is None else {**state._asdict(), "cage": dict(state.cage)}
+    if state is None:
+        return None
+    return {**state._asdict(), "cage": dict(state.cage), "gpu_bytes": dict(state.gpu_bytes)}
 
 
 def _contexts(holders: list[object]) -> list[RequestContext[Any]]:

@@ -12,6 +12,7 @@ standard input, and runs without a sandbox.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import faulthandler
 import gc
@@ -26,7 +27,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from inferd import log
-from inferd.engine.backend import Stream
+from inferd.engine.backend import Needs, Stream
 from inferd.engine.events import Done, Frames, Text, Thinking, Usage
 from inferd.engine.local import _llama
 from inferd.engine.local.child import cage
@@ -58,6 +59,7 @@ class Host:
         self._link = Link(sock, self._receive, _leave)
         self._model: LlamaCpp | EmbeddingModel | None = None
         self._jobs: dict[int, _Job] = {}
+        self._granted: concurrent.futures.Future[int] = concurrent.futures.Future()
         self._load = self._loop.create_task(self._load_model(load, fds, held))
 
     def _receive(self, kind: int, job: int, body: bytes, fds: list[int]) -> None:
@@ -72,6 +74,8 @@ class Host:
                 self._model.states.receive(kind, job, body, fds)
             else:
                 m.close_all(fds)
+        elif kind == m.GRANTED:
+            self._granted.set_result(m.decode(int, body))
         elif kind == m.PING:
             self._link.send(m.PONG, 0, m.encode(self._pulse()))
         elif job in self._jobs:
@@ -96,6 +100,10 @@ class Host:
         def progress(phase: str, details: Mapping[str, object]) -> None:
             send(m.PROGRESS, phase, details)
 
+        def ask(needs: Needs) -> int:
+            send(m.NEEDS, *needs)
+            return self._granted.result()
+
         log.pass_on(
             load.log_level,
             lambda record: send(m.LOG, record[1], record[2], record[3], _plain(record[4])),
@@ -105,7 +113,7 @@ class Host:
                 analysed = await self._loop.run_in_executor(None, analyse_template, load, fds)
                 self._link.send(m.LOADED, 0, m.encode(m.Loaded(cage=held, template=analysed)))
                 return
-            model = await self._loop.run_in_executor(None, load_model, load, fds, progress)
+            model = await self._loop.run_in_executor(None, load_model, load, fds, progress, ask)
             await model.start()
         except Exception as error:
             _tell(error)

@@ -5,21 +5,29 @@ from __future__ import annotations
 import resource
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from inferd.engine.backend import Need, Needs
 from inferd.engine.local import _llama, file_pages, power
 from inferd.engine.local.child.messages import Load, Template
 from inferd.engine.local.embedding import EmbeddingModel
-from inferd.engine.local.llamacpp import LlamaCpp, LlamaCppConfig
+from inferd.engine.local.llamacpp import LlamaCpp
 from inferd.engine.local.loading import PREPARING_STACK_BYTES, accelerator_of, loading, preparing_threads
+from inferd.engine.local.opening import LlamaCppConfig, dry_embedder, dry_run
 from inferd.engine.local.rpc.workers import parts_of, reach
 from inferd.errors import ModelError
 from inferd.progress import Progress
 
 
-def load_model(load: Load, fds: Sequence[int], progress: Progress) -> LlamaCpp | EmbeddingModel:
+def load_model(
+    load: Load, fds: Sequence[int], progress: Progress, ask: Callable[[Needs], int] = lambda needs: 0
+) -> LlamaCpp | EmbeddingModel:
     """Loads the model. Blocks. Raises ModelError.
+
+    If ``load`` has contexts to choose from, ``ask`` is called with what the model needs. It returns one of
+    the contexts once there is room for the model.
 
     ``fds`` are the descriptors of the model's files in order, then those of the projector, the draft model
     and the adapters that ``load`` names.
@@ -64,6 +72,15 @@ def load_model(load: Load, fds: Sequence[int], progress: Progress) -> LlamaCpp |
             f"INFERD_FORCE_BACKEND asks for {load.force_backend}, but this model would run on {found};"
             " install a build and a driver for it, or unset the variable"
         )
+    if load.contexts and not load.workers and (found != "cpu" or load.asks):
+        sizes: list[Need] = []
+        free, whole = {}, {}
+        if found != "cpu":
+            sizes = dry_embedder(config, load.embed_pooling) if embeds else dry_run(config, load.contexts)
+            free = _llama.free_of_gpus()
+            whole = {name: size for kind, name, _, size in _llama.devices() if kind in ("gpu", "igpu")}
+        n_ctx = ask(Needs(tuple(sizes), free, whole))
+        config = config if embeds else replace(config, n_ctx=n_ctx)
     cancelled = threading.Event()  # never set: the daemon ends the process to stop a load
     for key, useless in (("lora", load.adapters), ("draft", load.draft_model)):
         if embeds and useless:

@@ -37,23 +37,25 @@ KEPT = 9  # KeptState: an existing file
 STATE = 10  # STATE_BODY; job: the number of a file; the file's descriptor, or none if the file is gone
 SAVED = 11  # (number of the file or 0, numbers of deleted files): the answer to SAVE
 FLUSH = 12  # save all states now
+GRANTED = 13  # n_ctx: the answer to NEEDS
 # From the engine.
-WANTED = 13  # job: the number of a file whose state is needed
-SAVE = 14  # LeavingState, with a descriptor of the state; without both: all states are saved after FLUSH
-LOAD_FAILED = 15  # Failure
-PROGRESS = 16  # (phase, details)
-LOADED = 17  # Loaded
-LOG = 18  # (level, component, message, fields)
-PONG = 19  # Pulse
-FRAMES = 20  # raw bytes of token frames
-TEXT = 21  # UTF-8
-THINKING = 22  # UTF-8
-TOOL_USE = 23  # ToolCall
-DONE = 24  # Done; the job has ended
-FAILED = 25  # Failure; the job has ended
-GONE = 26  # the dropped job has ended
-VECTORS = 27  # packed: (width, tokens), rows; the job has ended
-SCORES = 28  # packed: (scores, tokens); the job has ended
+WANTED = 14  # job: the number of a file whose state is needed
+SAVE = 15  # LeavingState, with a descriptor of the state; without both: all states are saved after FLUSH
+NEEDS = 16  # Needs: before a load that has contexts to choose from
+LOAD_FAILED = 17  # Failure
+PROGRESS = 18  # (phase, details)
+LOADED = 19  # Loaded
+LOG = 20  # (level, component, message, fields)
+PONG = 21  # Pulse
+FRAMES = 22  # raw bytes of token frames
+TEXT = 23  # UTF-8
+THINKING = 24  # UTF-8
+TOOL_USE = 25  # ToolCall
+DONE = 26  # Done; the job has ended
+FAILED = 27  # Failure; the job has ended
+GONE = 28  # the dropped job has ended
+VECTORS = 29  # packed: (width, tokens), rows; the job has ended
+SCORES = 30  # packed: (scores, tokens); the job has ended
 
 ENDS = frozenset((DONE, FAILED, GONE, VECTORS, SCORES))
 """The kinds of a job's last message."""
@@ -105,6 +107,10 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     Otherwise the workers and the GPU together compute ``n_gpu_layers`` layers. A load waits at most
     ``worker_absent_secs`` for a worker that cannot be reached. If ``template_only`` is set, only the chat
     template is analysed. The process then loads no weights and serves no requests.
+
+    Before a load that takes memory of a GPU, the engine sends what the model needs with each of the
+    ``contexts``, and waits for GRANTED. With ``asks``, it also asks before a load on a CPU. Without
+    ``contexts``, it never asks.
     """
 
     name: str
@@ -142,6 +148,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     worker_layers: int = -1
     worker_absent_secs: float = 0.0
     template_only: bool = False
+    contexts: tuple[int, ...] = ()
+    asks: bool = False
 
 
 class Template(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +22,7 @@ from typing import Protocol
 import msgspec
 
 from inferd import log
+from inferd.engine.backend import Needs
 from inferd.engine.local.child import messages as m
 from inferd.engine.local.child.link import Link
 from inferd.engine.local.child.spawned import END_SECS, Spawned, ending
@@ -95,6 +96,7 @@ class EngineProcess:
         self._progress: Progress | None = None
         self._load: asyncio.Future[m.Loaded] = self._loop.create_future()
         self._answered = False
+        self._needs: asyncio.Future[Needs] = self._loop.create_future()
         self._reason = ""
         self._pulse = m.Pulse()
         self._asked: float | None = None
@@ -125,11 +127,23 @@ class EngineProcess:
         page = os.sysconf("SC_PAGE_SIZE")
         return resident * page, (resident - shared) * page
 
-    async def load(self, load: m.Load, fds: Sequence[int], progress: Progress) -> m.Loaded:
-        """Loads a model. Does not close ``fds``. Raises ModelError if loading fails or the process ends."""
+    async def load(
+        self,
+        load: m.Load,
+        fds: Sequence[int],
+        progress: Progress,
+        grant: Callable[[Needs], Awaitable[int]] | None = None,
+    ) -> m.Loaded:
+        """Loads a model. Does not close ``fds``. If the process asks, ``grant`` is awaited with what the
+        model needs, and returns the context to load. Raises ModelError if loading fails or the process ends,
+        and the errors of ``grant``."""
         self._progress = progress
         self._link.send(m.LOAD, 0, m.encode(load), [os.dup(fd) for fd in fds])
         self._beat_soon()
+        if grant is not None:
+            await asyncio.wait((self._load, self._needs), return_when=asyncio.FIRST_COMPLETED)
+            if not self._load.done():
+                self._link.send(m.GRANTED, 0, m.encode(await grant(self._needs.result())))
         self.loaded = await asyncio.shield(self._load)
         return self.loaded
 
@@ -182,6 +196,8 @@ class EngineProcess:
             phase, details = m.decode(tuple[str, dict[str, object]], body)
             if self._progress is not None:
                 self._progress(phase, details)
+        elif kind == m.NEEDS and not self._needs.done():
+            self._needs.set_result(m.decode(Needs, body))
         elif kind == m.LOADED:
             loaded = m.decode(m.Loaded, body)
             if not self._load.done():

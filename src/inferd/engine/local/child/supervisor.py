@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TypeVar
 
@@ -22,7 +23,7 @@ import msgspec
 from msgspec.structs import replace
 
 from inferd import log
-from inferd.engine.backend import Backend, Capabilities, EngineState, Stream
+from inferd.engine.backend import Backend, Capabilities, EngineState, Grant, Needs, Stream
 from inferd.engine.events import Embeddings, Ranking
 from inferd.engine.local.child import messages as m
 from inferd.engine.local.child.jobs import EngineRequest, Job, JobQueue
@@ -53,6 +54,8 @@ WORKER_SECS = 15.0
 end the process."""
 
 T = TypeVar("T")
+Choose = Callable[[Needs], Awaitable[int]]
+"""Waits until there is room for a model, and returns the context to load."""
 
 _log = log.get("engine")
 
@@ -106,15 +109,36 @@ class HostedModel(Backend):
         self._last_reason = self._broken = ""
         self._resting = self._closed = False
         self._on_crash_loop: Callable[[], None] = lambda: None
+        self._grant: Grant | None = None
+        self._gpu_bytes: Mapping[str, int] = {}
 
     def on_crash_loop(self, call: Callable[[], None]) -> None:
         self._on_crash_loop = call
 
+    def ask_first(self, grant: Grant, contexts: Sequence[int] = (), *, always: bool = False) -> bool:
+        load = self._settings
+        if load.n_gpu_layers == 0 or load.force_backend == "cpu" or load.workers:
+            return False
+        self._grant = grant
+        self._settings = replace(load, contexts=tuple(contexts) or load.contexts, asks=always)
+        return True
+
     async def start(self) -> None:
-        """Starts the process and loads the model. Raises ModelError if that fails."""
-        self._loaded = await self._launch(self._progress)
+        """Starts the process and loads the model. Raises ModelError if that fails, and the errors of the
+        registered grant."""
+        grant = None if self._grant is None else functools.partial(self._granted, self._grant)
+        self._loaded = await self._launch(self._progress, grant)
         if self._on_loaded is not None:
             await self._on_loaded(self._loaded)
+
+    async def _granted(self, grant: Grant, needs: Needs) -> int:
+        """Waits until there is room for the model, and returns the context to load."""
+        granted = await grant(needs)
+        if granted is None:
+            return self._settings.n_ctx
+        self._estimate_bytes, self._gpu_bytes = granted.here, granted.gpus
+        self._settings = replace(self._settings, n_ctx=granted.n_ctx)
+        return granted.n_ctx
 
     def ready(self) -> bool:
         return self._loaded is not None and not self._closed and not self._broken
@@ -143,24 +167,27 @@ class HostedModel(Backend):
             cache_files_removed=self._store.removed() if self._store is not None else 0,
             estimate_bytes=0 if self._resting else self._estimate_bytes,
             private_bytes=private,
+            gpu_bytes={} if self._resting else self._gpu_bytes,
         )
 
     # The process.
 
-    async def _launch(self, progress: Progress) -> m.Loaded:
+    async def _launch(self, progress: Progress, grant: Choose | None = None) -> m.Loaded:
         with self._loading() as spare:
             if spare is not None:
                 with contextlib.suppress(NeverAnswered):
-                    return await self._launch_in(spare, progress)
-            return await self._launch_in(Spawned(), progress)
+                    return await self._launch_in(spare, progress, grant)
+            return await self._launch_in(Spawned(), progress, grant)
 
-    async def _launch_in(self, program: Spawned, progress: Progress) -> m.Loaded:
+    async def _launch_in(self, program: Spawned, progress: Progress, grant: Choose | None) -> m.Loaded:
         process = EngineProcess(
             self.name, lambda reason: self._died(process, reason), self._patience, program
         )
         self._process = process
         try:
-            loaded = await process.load(self._settings, self._fds, progress)
+            # A process that follows another loads the same size without asking: there was room for it.
+            load = self._settings if grant is not None else replace(self._settings, contexts=())
+            loaded = await process.load(load, self._fds, progress, grant)
             if self._store is not None and loaded.capabilities.v2:
                 self._states = DaemonStates(self._store, process)
                 await self._states.open(self._settings, loaded.capabilities)

@@ -29,6 +29,7 @@ cdef extern from "native/embed.h" namespace "inferd" nogil:
         unique_ptr[CEmbedder] make(llama_model* model, const EmbedParams& params)
         int pooling()
         int n_ctx()
+        const llama_context* context()
         int width()
         cbool warm_up(const Tokens& tokens)
         EmbedOutcome compute(const vector[Tokens]& sequences, float* out)
@@ -185,6 +186,12 @@ cdef class Embedder:
         for name, number in POOLINGS.items():
             if number == self.context.get().pooling():
                 return name
+
+    def taken(self):
+        """Returns the same as :meth:`Engine.taken`."""
+        cdef Taken taken
+        taken.add(self.context.get().context())
+        return taken.here, by_name(taken.gpus)
 
     def text(self, bytes text) -> bytes:
         """Returns the tokens of one text (UTF-8), with the model's special tokens. There may be none.

@@ -249,6 +249,18 @@ cdef class Engine:
                 code = 0 if self.draft_model.get().warm_up() else 1
         return code == 0
 
+    def taken(self, str projector=""):
+        """Returns the bytes that the model, its draft model and their contexts take in RAM, and a dictionary of those
+        on each GPU. For a dry model, these are the bytes that they would take. Includes the projector in the file of
+        that name."""
+        cdef Taken taken
+        taken.add(self.ctx)
+        if self.draft_model:
+            taken.add(self.draft_model.get().context())
+        if projector:
+            CProjector.add_need(projector.encode(), taken)
+        return taken.here, by_name(taken.gpus)
+
     # The event loop's side.
 
     def fileno(self) -> int:

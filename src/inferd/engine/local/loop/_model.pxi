@@ -27,6 +27,15 @@ def devices():
     ]
 
 
+cdef by_name(cmap[string, size_t] sizes):
+    return {entry.first.decode(): entry.second for entry in sizes}
+
+
+def free_of_gpus():
+    """Returns the free memory of each GPU in bytes, by its name. A GPU whose driver does not report it is left out."""
+    return by_name(c_free_of_gpus())
+
+
 def cpu_variant() -> str:
     """Returns the variant of the CPU backend in use, such as ``haswell``. In a build for one machine, it is
     ``native``."""
@@ -156,6 +165,8 @@ cdef cbool on_progress(float progress, void* data) noexcept nogil:
 cdef class Model:
     """A model loaded from an open file. ``parts`` are the other files of a split model, in order.
 
+    A ``dry`` model has no weights. It only serves to measure the memory of a context, before a load.
+
     With ``output_here``, the output matrix stays on this CPU even if the last layer is elsewhere. Then a worker
     returns a few kilobytes for each token instead of all logits. With ``vocab_only``, neither weights nor a device are
     used: such a model has only a vocabulary and chat templates. During the load, ``report`` is called with the
@@ -167,7 +178,7 @@ cdef class Model:
     cdef const llama_vocab* vocab
 
     def __cinit__(self, int fd, *, str path, int n_gpu_layers, report, parts=(), bint output_here=False,
-                  bint vocab_only=False):
+                  bint vocab_only=False, bint dry=False):
         cdef llama_model_params params = llama_model_default_params()
         cdef llama_model_tensor_buft_override[2] overrides
         cdef ggml_backend_dev_t[1] no_devices = [NULL]
@@ -182,6 +193,9 @@ cdef class Model:
         loading.last = -1
         loading.go_on = True
         params.n_gpu_layers = n_gpu_layers
+        if dry:
+            params.no_alloc = True
+            params.load_mode = LLAMA_LOAD_MODE_NONE  # llama.cpp maps no file in a dry run
         if output_here:
             overrides[0].pattern = b"^(output|token_embd)\\.weight$"
             overrides[0].buft = ggml_backend_cpu_buffer_type()

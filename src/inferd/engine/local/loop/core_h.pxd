@@ -3,6 +3,7 @@
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libcpp cimport bool as cbool
+from libcpp.map cimport map as cmap
 from libcpp.memory cimport shared_ptr, unique_ptr
 from libcpp.pair cimport pair
 from libcpp.string cimport string
@@ -37,6 +38,14 @@ cdef extern from "native/backends.h" namespace "inferd" nogil:
     void c_serve_worker "inferd::serve_worker"(const string& endpoint, int threads)
 
 
+cdef extern from "native/taken.h" namespace "inferd" nogil:
+    cdef cppclass Taken:
+        size_t here
+        cmap[string, size_t] gpus
+        void add(const llama_context* ctx)
+    cmap[string, size_t] c_free_of_gpus "inferd::free_of_gpus"()
+
+
 cdef extern from "native/media.h" namespace "inferd" nogil:
     cdef llama_token MEDIA_TOKEN "inferd::kMediaToken"
     cdef cppclass MediaItem:
@@ -54,6 +63,9 @@ cdef extern from "native/media.h" namespace "inferd" nogil:
     cdef cppclass CProjector "inferd::Projector":
         @staticmethod
         unique_ptr[CProjector] make(const string& path, const llama_model* model, int threads, string& error)
+
+        @staticmethod
+        void add_need(const string& path, Taken& taken)
         cbool sees()
         cbool hears()
         int sample_rate()
@@ -181,6 +193,7 @@ cdef extern from "native/sampling/draft_model.h" namespace "inferd" nogil:
         @staticmethod
         unique_ptr[DraftModel] make(llama_model* model, llama_context_params params, int n_slots, void* pool)
         void use_pool(void* pool)
+        const llama_context* context()
         cbool warm_up()
         void set_threads(int threads)
         double expected(size_t n)

@@ -60,11 +60,15 @@ cdef extern from "llama.h" nogil:
         pass
     ctypedef ggml_backend_device* ggml_backend_dev_t
 
+    ctypedef enum llama_load_mode "enum llama_load_mode":
+        LLAMA_LOAD_MODE_NONE
     ctypedef struct llama_model_params:
         ggml_backend_dev_t* devices
         cbool vocab_only
         const llama_model_tensor_buft_override* tensor_buft_overrides
         int32_t n_gpu_layers
+        llama_load_mode load_mode
+        cbool no_alloc
         llama_progress_callback progress_callback
         void* progress_callback_user_data
 

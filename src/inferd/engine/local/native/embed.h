@@ -55,6 +55,7 @@ class Embedder {
 
     int pooling() const { return llama_pooling_type(ctx_); }
     int n_ctx() const { return n_ctx_; }
+    const llama_context *context() const { return ctx_; }
 
     // Floats of one row: of the vector, or the classifier's outputs, the first of which is the score.
     int width() const { return width_; }

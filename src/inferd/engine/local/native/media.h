@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "llama.h"
+#include "taken.h"
 
 struct mtmd_context;
 struct mtmd_input_chunk;
@@ -43,6 +44,9 @@ class Projector {
     static std::unique_ptr<Projector> make(const std::string &path, const llama_model *model, int threads,
                                            std::string &error) noexcept;
     ~Projector();
+
+    // Adds the memory of the projector in the file `path`, by a dry run. Adds nothing for a file that cannot be used.
+    static void add_need(const std::string &path, Taken &taken) noexcept;
 
     bool sees() const noexcept;
     bool hears() const noexcept;

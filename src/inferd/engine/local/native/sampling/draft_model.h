@@ -121,6 +121,8 @@ class DraftModel {
         return true;
     }
 
+    const llama_context *context() const { return ctx_; }
+
     void set_threads(int threads) { llama_set_n_threads(ctx_, threads, threads); }
 
     // The time that a draft of `n` tokens takes when only the last few tokens are missing.

@@ -1,0 +1,207 @@
+"""The models that were loaded on demand, and the memory that all local models share.
+
+Before a load, :meth:`Residents.make_room` compares the model's need with what the models take already, in RAM
+and on each GPU. If a place is short of memory, it unloads idle models that take memory there, the least
+recently used first. Then it waits for the running requests of a busy one, and unloads that one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
+
+from inferd import log
+from inferd.config.settings import Settings
+from inferd.daemon import memory
+from inferd.engine.backend import Backend, EngineState, Need, Needs
+from inferd.serve.router import BackendSlot, Router
+
+Tell = Callable[[str, str, Mapping[str, object]], None]
+"""Called with a model's name, its state (``loading``, ``resident``, ``unloaded``, ``failed``), and
+details."""
+
+_MAKES_ROOM = "another model needs its memory"
+
+_log = log.get("residency")
+
+
+class Resident:
+    """A model that was loaded on demand. An idle model is unloaded at ``until``, a time of the event loop's
+    clock, or earlier if its memory is needed. A ``pinned`` model is unloaded in neither case. A ``leaving``
+    model is unloaded when its last request ends. ``releases`` counts the calls to unload the model, and
+    ``users`` the requests that use it. If a new configuration changes ``build_key``, the model is unloaded.
+    While the future ``drained`` is set, the model gets no new requests. The future is done when the last
+    running request ends."""
+
+    def __init__(
+        self, backend: Backend, slot: BackendSlot, need: Need, pinned: bool, build_key: tuple[object, ...]
+    ) -> None:
+        self.build_key = build_key
+        self.backend = backend
+        self.slot = slot
+        self.need = need
+        self.pinned = pinned
+        self.users = 0
+        self.last_used = 0.0
+        self.until = 0.0
+        self.leaving = False
+        self.releases = 0
+        self.alarm: asyncio.TimerHandle | None = None
+        self.drained: asyncio.Future[None] | None = None
+
+    def taken(self) -> Counter[str]:
+        """Returns the estimated memory of the model in each place, or what its process takes if that is
+        more."""
+        return memory.places(self.need) | memory.taken_by(self.backend)
+
+
+class Residents:
+    """The models ``by_name``. Runs on the event loop.
+
+    ``waiting`` counts the requests that wait for each model's load. The memory of the ``starting`` and the
+    ``retiring`` backends is taken, too: they are being loaded, or were replaced and end with their task.
+    """
+
+    def __init__(self, router: Router, tell: Tell) -> None:
+        self.by_name: dict[str, Resident] = {}
+        self.waiting: dict[str, int] = {}
+        self.starting: set[Backend] = set()
+        self.retiring: dict[asyncio.Task[None], Backend] = {}
+        self._unloading: dict[asyncio.Task[None], Resident] = {}
+        self._router = router
+        self._tell = tell
+
+    def taken(self, without: Backend | None = None) -> tuple[Counter[str], int]:
+        """Returns the bytes that all models take in each place, and how many bytes of their processes no file
+        backs."""
+        residents = [*self.by_name.values(), *self._unloading.values()]
+        configured = [member.backend for member in self._router.members]
+        others = {*self.starting, *self.retiring.values(), *configured} - {without}
+        taken: Counter[str] = Counter()
+        for part in (*map(Resident.taken, residents), *map(memory.taken_by, others)):
+            taken.update(part)
+        states = [each.engine_state() or EngineState() for each in others]
+        states += [each.backend.engine_state() or EngineState() for each in residents]
+        return taken, sum(state.private_bytes for state in states)
+
+    def gpu_budgets(self, settings: Settings, needs: Needs, share: float = memory.SHARE) -> dict[str, int]:
+        """Returns the budget of each GPU."""
+        taken, _ = self.taken()
+        for backend in self.starting:
+            if not backend.ready():  # may take no memory yet
+                taken.subtract(memory.taken_by(backend))
+        return memory.gpu_budgets(settings, needs, taken, share)
+
+    def fitting(self, sizes: Sequence[Need], settings: Settings) -> Need | None:
+        """Returns the first size for which RAM has room now."""
+        used, private = self.taken()
+        return memory.fitting(sizes, used, memory.budgets(settings, private, {}))
+
+    async def make_room(
+        self,
+        name: str,
+        sizes: Sequence[Need],
+        settings: Settings,
+        gpus: Mapping[str, int] = MappingProxyType({}),
+        without: Backend | None = None,
+    ) -> Need:
+        """Unloads models if memory is short, and returns the size to load. ``gpus`` are the budgets of the
+        GPUs. ``without`` is the backend to load.
+
+        Raises ModelTooLarge.
+        """
+        while True:
+            used, private = self.taken(without)
+            budgets = memory.budgets(settings, private, gpus)
+            # Prefer a shorter context to unloading a model that may be needed again.
+            fitting = memory.fitting(sizes, used, budgets)
+            if fitting is not None:
+                return fitting
+            short = memory.short(sizes[-1], used, budgets)
+            if not (await self.unload_idle(_MAKES_ROOM, short) or await self.wait_for_retiring()):
+                await self._drain(name, sizes[-1], used, budgets)
+
+    async def unload_idle(self, reason: str, short: Collection[str]) -> bool:
+        """Unloads the least recently used idle model that takes memory in one of the places ``short``, or
+        waits for one that is being unloaded. Returns whether there was one."""
+        if self._unloading:
+            await asyncio.wait(self._unloading, return_when=asyncio.FIRST_COMPLETED)
+            return True
+        idle = [
+            (resident.last_used, name)
+            for name, resident in self.by_name.items()
+            if not resident.users and not resident.pinned and name not in self.waiting
+            if memory.takes(resident.taken(), short)
+        ]
+        if idle:
+            await self.unload(min(idle)[1], reason)
+        return bool(idle)
+
+    async def wait_for_retiring(self) -> bool:
+        """Waits until a backend that was replaced has ended. Returns whether there was one."""
+        if self.retiring:
+            await asyncio.wait(self.retiring, return_when=asyncio.FIRST_COMPLETED)
+            return True
+        return False
+
+    async def _drain(self, name: str, need: Need, used: Counter[str], budgets: Mapping[str, int]) -> None:
+        """Unloads the least recently used busy model after its running requests, and gives it no new ones.
+
+        Raises ModelTooLarge if ``name`` would not fit even with all unpinned models unloaded.
+        """
+        giving = {other: resident for other, resident in self.by_name.items() if not resident.pinned}
+        left = used.copy()
+        for resident in giving.values():
+            left.subtract(resident.taken())
+        if lacking := memory.short(need, left, budgets):
+            raise memory.too_large(name, need, used, budgets, lacking[0])
+        short = memory.short(need, used, budgets)
+        busy = [
+            (resident.last_used, other)
+            for other, resident in giving.items()
+            if resident.users and memory.takes(resident.taken(), short)
+        ]
+        if not busy:
+            await asyncio.sleep(0.001)  # just loaded; the waiting requests are about to start
+            return
+        _, victim = min(busy)
+        resident = self.by_name[victim]
+        resident.drained = asyncio.get_running_loop().create_future()
+        try:
+            await resident.drained
+        finally:
+            resident.drained = None
+        if self.by_name.get(victim) is resident and not resident.pinned:
+            await self.unload(victim, _MAKES_ROOM)
+
+    async def unload(self, name: str, reason: str) -> None:
+        """Unloads a model, if it is still loaded, and waits until its process has ended."""
+        if name in self.by_name:
+            await asyncio.shield(self.begin_unload(name, reason))
+
+    def begin_unload(self, name: str, reason: str) -> asyncio.Task[None]:
+        """Removes a model at once, so that a later request loads it again. Returns the task that ends the
+        process. The task outlives a cancelled caller, since nothing else would end the process."""
+        resident = self.by_name.pop(name)
+        if resident.alarm is not None:
+            resident.alarm.cancel()
+        self._router.remove(resident.slot)
+        task = asyncio.get_running_loop().create_task(self._end(name, resident, reason))
+        self._unloading[task] = resident
+        task.add_done_callback(self._unloading.pop)
+        return task
+
+    async def _end(self, name: str, resident: Resident, reason: str) -> None:
+        await resident.slot.released()
+        await resident.backend.close()
+        _log.info("model_unloaded", model=name, reason=reason)
+        self._tell(name, "unloaded", {"reason": reason})
+
+    async def close(self) -> None:
+        """Unloads all models. No load may be running."""
+        if self._unloading:
+            await asyncio.wait(self._unloading)
+        for name in list(self.by_name):
+            await self.unload(name, "the daemon stops")

@@ -1,0 +1,208 @@
+"""Models on a GPU: the dry run before a load, and the memory budget there.
+
+Skipped on a machine without a GPU. Mesa's software device is one (CONTRIBUTING.md says how).
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inferd.client.admin import AdminClient
+from inferd.engine.backend import Need
+from inferd.engine.local import _llama
+from inferd.engine.local.embedding import EmbeddingModel
+from inferd.engine.local.opening import (
+    LlamaCppConfig,
+    dry_embedder,
+    dry_run,
+    open_draft,
+    open_engine,
+    open_model,
+)
+from inferd.store.models import ModelStore
+from tests.cases import cases
+from tests.daemon_process import DaemonProcess
+from tests.live.test_engine_process import engines
+from tests.tiny_bert import write_bert
+from tests.tiny_llama import random_llama, write_llama
+from tests.tiny_model import stock
+
+Start = Callable[..., DaemonProcess]
+
+GPUS = [*_llama.free_of_gpus()]
+pytestmark = pytest.mark.skipif(not GPUS, reason="this machine has no GPU")
+
+LONG = {"llama.context_length": 16384}
+
+
+def config(path: Path, fd: int, **more: Any) -> LlamaCppConfig:
+    return LlamaCppConfig(name="m", model="m", path=path, fd=fd, **{"n_parallel": 1, **more})
+
+
+def need_of(path: Path, n_ctx: int) -> Need:
+    with path.open("rb") as file:
+        return dry_run(config(path, file.fileno()), [n_ctx])[0]
+
+
+def go_on(fraction: float) -> bool:
+    return True
+
+
+# The dry run.
+
+
+@cases(
+    "n_ctx, options",
+    [
+        (512, {}),
+        (2048, {}),
+        (512, {"n_gpu_layers": 1}),
+        (512, {"kv_unified": True, "n_parallel": 3, "kv_cache_type": "q8_0"}),
+    ],
+)
+def test_the_dry_run_of_a_model_is_exact(n_ctx: int, options: dict[str, Any]) -> None:
+    with random_llama().open("rb") as file, random_llama().open("rb") as draft:
+        wanted = config(random_llama(), file.fileno(), draft_fd=draft.fileno(), drafts="on", **options)
+        (need,) = dry_run(wanted, [n_ctx])
+        model = open_model(wanted, go_on)
+        engine = open_engine(wanted, model, n_ctx, open_draft(wanted, go_on))
+        assert engine.taken()[1] == need.gpus
+        assert need.gpus[GPUS[0]] > 0
+
+
+def test_the_dry_run_of_an_embedding_model_is_exact(tmp_path: Path) -> None:
+    path = write_bert(tmp_path / "bert")
+    with path.open("rb") as file:
+        wanted = config(path, file.fileno(), n_ctx=48)
+        (need,) = dry_embedder(wanted, None)
+        loaded = EmbeddingModel.load(wanted, progress=lambda *_: None, cancelled=threading.Event())
+        assert loaded._embedder.taken()[1] == need.gpus
+
+
+# The budget.
+
+
+class Daemon:
+    """A daemon with models on demand. ``a`` and ``b`` in its store are the same model of 512 tokens."""
+
+    def __init__(self, start: Start, directory: Path, budget: int, model: Path, **entry: Any) -> None:
+        home, file = directory / "models", directory / "config.json"
+        entries = [{"kind": "llamacpp", "name": name, "model": {"name": name}, **entry} for name in "ab"]
+        for name in "ab":
+            # The files differ, since the store keeps equal ones once.
+            stock(ModelStore(home), name, model.read_bytes() + name.encode())
+        backends = [{"kind": "mock", "name": "main"}, *({**each, "preload": False} for each in entries)]
+        file.write_text(json.dumps({"backends": backends, "limits": {"gpu_memory_budget_bytes": budget}}))
+        options = {"backend": "", "config": file, "MODELS_HOME": home, "threads": 1, "active_permits": 1}
+        self.process = start(**options).wait_ready()
+
+    def ask(self, model: str) -> dict[str, Any]:
+        with self.process.connect() as client:
+            message = {"role": "user", "content": "hi"}
+            client.send({"id": "q", "model": model, "messages": [message], "max_tokens": 2})
+            return [*client.frames()][-1]
+
+    def taken(self) -> dict[str, dict[str, int]]:
+        """What each resident model takes of the GPUs."""
+        with AdminClient(self.process.admin) as admin:
+            rows = admin.status().backends
+            return {row["name"]: row["engine"]["gpu_bytes"] for row in rows if row["engine"]}
+
+
+def test_two_models_take_turns_on_a_gpu_without_room_for_both(daemon: Start, short_dir: Path) -> None:
+    need = need_of(random_llama(), 512).gpus
+    held = Daemon(daemon, short_dir, need[GPUS[0]] * 3 // 2, random_llama(), n_ctx=512)
+    for name in ("a", "b", "a"):
+        done = held.ask(name)
+        assert (done["type"], done["model"]) == ("done", name)
+        assert held.taken() == {name: need}
+    held.process.note_resources()
+
+
+def test_two_models_stay_on_a_gpu_with_room_for_both(daemon: Start, short_dir: Path) -> None:
+    need = need_of(random_llama(), 512).gpus
+    held = Daemon(daemon, short_dir, need[GPUS[0]] * 2, random_llama(), n_ctx=512)
+    assert [held.ask(name)["type"] for name in "ab"] == ["done", "done"]
+    assert held.taken() == {"a": need, "b": need}
+    held.process.note_resources()
+
+
+def test_a_model_too_large_for_the_gpu_is_refused_before_its_weights_are_read(
+    daemon: Start, short_dir: Path
+) -> None:
+    need = need_of(random_llama(), 512).gpus[GPUS[0]]
+    held = Daemon(daemon, short_dir, need - 1, random_llama(), n_ctx=512)
+    with AdminClient(held.process.admin) as admin:
+        admin.snapshot()
+        refused = held.ask("a")
+        assert refused["code"] == "backend_unavailable"
+        assert f"needs about {need >> 20} MiB on {GPUS[0]}" in refused["message"]
+        assert "raise limits.gpu_memory_budget_bytes" in refused["message"]
+        phases = []
+        while (event := next(admin.events())).get("state") != "failed":
+            phases.append(event.get("phase"))
+    assert "mmap" not in phases
+    assert engines(held.process) == []
+
+
+def test_the_largest_context_with_room_on_the_gpu_is_chosen(daemon: Start, short_dir: Path) -> None:
+    model = write_llama(short_dir / "long.gguf", keys=LONG)
+    need = need_of(model, 4096).gpus
+    held = Daemon(daemon, short_dir, need[GPUS[0]], model)
+    assert held.ask("a")["type"] == "done"
+    assert held.taken() == {"a": need}
+    held.process.note_resources()
+
+
+# A reload.
+
+
+def write_config(path: Path, name: str, n_ctx: int, budget: int) -> None:
+    entry = {"kind": "llamacpp", "name": name, "model_path": str(random_llama()), "n_ctx": n_ctx}
+    path.write_text(json.dumps({"backends": [entry], "limits": {"gpu_memory_budget_bytes": budget}}))
+
+
+@pytest.fixture
+def reloading(daemon: Start, short_dir: Path) -> Callable[[str, int], DaemonProcess]:
+    """Reloads a daemon with a model of 512 tokens, on a GPU with room for one and a half."""
+    file = short_dir / "config.json"
+    budget = need_of(random_llama(), 512).gpus[GPUS[0]] * 3 // 2
+    write_config(file, "old", 512, budget)
+    process = daemon(backend="", config=file, threads=1, active_permits=1).wait_ready()
+
+    def reload(name: str, n_ctx: int) -> DaemonProcess:
+        write_config(file, name, n_ctx, budget)
+        process.signal(signal.SIGHUP)
+        return process
+
+    return reload
+
+
+def test_a_reload_exchanges_models_that_do_not_fit_together(
+    reloading: Callable[[str, int], DaemonProcess],
+) -> None:
+    process = reloading("new", 512)
+    process.wait_event("reloaded")
+    told = [event["msg"] for event in process.events()]
+    steps = ("making_room", "model_rests", "engine_started", "reloaded")
+    assert [msg for msg in told if msg in steps] == ["engine_started", *steps]
+    process.note_resources()
+
+
+def test_a_model_that_no_gpu_can_hold_does_not_put_the_old_one_to_rest(
+    reloading: Callable[[str, int], DaemonProcess],
+) -> None:
+    process = reloading("new", 1 << 16)
+    before = engines(process)
+    (failed,) = process.wait_event("reload_failed")
+    assert f"MiB on {GPUS[0]}" in failed["error"]
+    assert "making_room" not in [event["msg"] for event in process.events()]
+    assert engines(process) == before
+    process.note_resources()

@@ -1,0 +1,122 @@
+"""What a model would take is measured before it is loaded, and the process of the model waits for a grant.
+
+tests/live/test_gpu.py measures on a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from inferd.engine.backend import Need, Needs
+from inferd.engine.local.child.messages import Load
+from inferd.engine.local.child.supervisor import HostedModel
+from inferd.engine.local.opening import (
+    LlamaCppConfig,
+    dry_embedder,
+    dry_run,
+    open_draft,
+    open_embedder,
+    open_engine,
+    open_model,
+)
+from inferd.errors import ModelTooLarge
+from tests.daemon_process import is_gone
+from tests.in_process import until
+from tests.tiny_bert import write_bert
+from tests.tiny_llama import random_llama
+from tests.unit.test_engine_process import ask, finish, pid_of, restarts_of
+
+
+def config(path: Path, fd: int, **more: object) -> LlamaCppConfig:
+    return LlamaCppConfig(name="m", model="m", path=path, fd=fd, **{"threads": 1, **more})  # type: ignore[arg-type]
+
+
+def go_on(fraction: float) -> bool:
+    return True
+
+
+def test_a_dry_run_measures_what_a_load_takes() -> None:
+    with random_llama().open("rb") as file, random_llama().open("rb") as draft:
+        alone = config(random_llama(), file.fileno(), n_gpu_layers=0)
+        pair = config(random_llama(), file.fileno(), n_gpu_layers=0, draft_fd=draft.fileno(), drafts="on")
+        for wanted in (alone, pair):
+            needs = dry_run(wanted, [512, 2048])
+            model, small = open_model(wanted, go_on), open_draft(wanted, go_on)
+            taken = [open_engine(wanted, model, n_ctx, small).taken() for n_ctx in (512, 2048)]
+            assert [(need.here, need.gpus) for need in needs] == taken
+        assert dry_run(alone, [512])[0].here < dry_run(pair, [512])[0].here
+
+
+def test_a_dry_run_measures_what_an_embedding_model_takes(tmp_path: Path) -> None:
+    path = write_bert(tmp_path / "bert")
+    with path.open("rb") as file:
+        wanted = config(path, file.fileno(), n_gpu_layers=0, n_ctx=48)
+        (need,) = dry_embedder(wanted, None)
+        assert need.here == open_embedder(wanted, open_model(wanted, go_on), 48, None).taken()[0]
+
+
+def test_a_dry_run_does_not_read_the_weights(tmp_path: Path) -> None:
+    """The weights are cut off, and the file has its size again."""
+    whole, cut = random_llama(), tmp_path / "cut.gguf"
+    size = whole.stat().st_size
+    weights = dry_size(whole) // 2
+    cut.write_bytes(whole.read_bytes()[: size - weights])
+    os.truncate(cut, size)
+    with whole.open("rb") as one, cut.open("rb") as other:
+        assert dry_run(config(whole, one.fileno()), [512]) == dry_run(config(cut, other.fileno()), [512])
+
+
+def dry_size(path: Path) -> int:
+    """The bytes of a model's weights."""
+    with path.open("rb") as file:
+        return open_model(config(path, file.fileno()), go_on, dry=True).size
+
+
+# The question of the process. Without a GPU, it asks only if it is told to.
+
+
+class Asking:
+    """A model in a process that asks for its memory."""
+
+    def __init__(self, granted: Need | Exception | None) -> None:
+        self.asked: list[Needs] = []
+        self.granted = granted
+        load = Load(name="m", model="m", path="m", n_ctx=1024, n_parallel=1, threads=1)
+        self.model = HostedModel(load, [os.open(random_llama(), os.O_RDONLY)], lambda *_: None)
+        self.model.ask_first(self.grant, [1024, 512], always=True)
+        self.pids: list[int] = []
+
+    async def grant(self, needs: Needs) -> Need | None:
+        self.asked.append(needs)
+        self.pids.append(pid_of(self.model))
+        if isinstance(self.granted, Exception):
+            raise self.granted
+        return self.granted
+
+
+@pytest.mark.parametrize(("granted", "n_ctx"), [(Need(512, 7), 512), (None, 1024)])
+async def test_a_process_loads_the_context_that_it_is_granted(granted: Need | None, n_ctx: int) -> None:
+    asking = Asking(granted)
+    model = asking.model
+    try:
+        await model.start()
+        assert model.capabilities().n_ctx == n_ctx
+        # The next process loads the same, and need not ask.
+        os.kill(pid_of(model), 9)
+        await until(lambda: restarts_of(model) == 1 and model._serving is not None)
+        assert (await finish(await model.generate(ask(max_tokens=2)))).stop_reason == "length"
+        assert model.capabilities().n_ctx == n_ctx
+        assert len(asking.asked) == 1
+    finally:
+        await model.close()
+
+
+async def test_a_refused_process_ends() -> None:
+    asking = Asking(ModelTooLarge("too large"))
+    with pytest.raises(ModelTooLarge):
+        await asking.model.start()
+    await until(lambda: is_gone(asking.pids[0]))
+    await asking.model.close()
