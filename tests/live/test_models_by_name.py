@@ -81,6 +81,30 @@ def test_a_model_of_the_store_answers_a_request_that_names_it(process: DaemonPro
         assert again["talker"]["engine"]["pid"] == rows["talker"]["engine"]["pid"]
 
 
+def test_a_list_knows_what_a_template_supports_without_a_load(daemon: Start, tmp_path: Path) -> None:
+    template = Path(__file__).parents[2] / "vendor/llama.cpp/models/templates/LFM2-8B-A1B.jinja"
+    model = write_llama(tmp_path / "model.gguf", template=template.read_text())
+    stock(ModelStore(tmp_path / "store"), "thinker", model.read_bytes())
+    process = daemon(MODELS_HOME=tmp_path / "store").wait_ready()
+
+    def row() -> Any:
+        (found,) = rows_of(process).values()
+        return found
+
+    assert not row()["thinking"]
+    until(lambda: row()["thinking"])
+    assert not row()["resident"]
+
+
+def rows_of(process: DaemonProcess) -> dict[str, dict[str, Any]]:
+    """The daemon's list of models, by their names."""
+    with process.subscribe() as admin:
+        admin.send(wire.MODELS_REQUEST)
+        while (frame := admin.frame())["status"] != "models":
+            pass
+    return {row["name"]: row for row in frame["models"]}
+
+
 def test_a_request_waiting_for_its_model_gets_load_progress(process: DaemonProcess) -> None:
     shell = Shell(process.dir, INFERD_ADDRESS=str(process.uds), INFERD_ADMIN_ADDR=str(process.admin))
     for surface, content in (("v1", "hi"), ("v2", [{"type": "text", "text": "hi"}])):
@@ -132,11 +156,7 @@ def test_an_unknown_name_ends_the_request_and_not_the_connection(process: Daemon
 
 
 def test_the_admin_socket_lists_available_models(process: DaemonProcess) -> None:
-    with process.subscribe() as admin:
-        admin.send(wire.MODELS_REQUEST)
-        while (frame := admin.frame())["status"] != "models":
-            pass
-    rows = {row["name"]: row for row in frame["models"]}
+    rows = rows_of(process)
     assert set(rows) == {"small", "talker", "vectors"}
     assert (rows["small"]["quantisation"], rows["small"]["resident"]) == ("F32", False)
     assert rows["vectors"]["embed"] is True

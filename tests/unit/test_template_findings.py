@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
+import math
 import os
 import re
 import signal
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +14,12 @@ import pytest
 
 from inferd import cli
 from inferd.config import paths
-from inferd.config.entries import BackendEntry, LlamaCppEntry, ModelSpec
+from inferd.config.entries import LlamaCppEntry, ModelSpec
 from inferd.config.settings import Settings
-from inferd.daemon import local, templates
+from inferd.daemon import templates
+from inferd.daemon.build import build_backend
 from inferd.daemon.residency import Residency
 from inferd.daemon.templates import Findings, Source, analysis_of, findings
-from inferd.engine.backend import Backend
 from inferd.engine.local.child import messages as m
 from inferd.engine.local.child.load import ANALYSIS_CPU_SECS, analyse_template, load_model
 from inferd.engine.local.child.messages import Load, Template
@@ -30,8 +28,7 @@ from inferd.engine.mock import Mock
 from inferd.errors import ModelError
 from inferd.progress import Progress, ignored
 from inferd.serve.router import Router
-from inferd.store.gguf import part_names
-from inferd.store.models import Manifest, ModelStore, Part
+from inferd.store.models import ModelStore
 from tests.daemon_process import is_gone
 from tests.in_process import until
 from tests.tiny_llama import write_llama, write_model
@@ -50,15 +47,10 @@ class Home:
     def __init__(self, directory: Path, models: Mapping[str, Path], *entries: LlamaCppEntry) -> None:
         self.store = ModelStore(directory / "store")
         self.files = {name: stock(self.store, name, path.read_bytes()) for name, path in models.items()}
-        self.settings = Settings(models_home=self.store.home, backends=entries, active_permits=1)
-        self.models = Residency(Router([Mock("main")]), self.build, self.settings, lambda *_: None)
-
-    def build(
-        self, settings: Settings, entry: BackendEntry, progress: Progress, cancelled: threading.Event
-    ) -> Backend:
-        assert isinstance(entry, LlamaCppEntry)
-        options = {"threads": 1, "n_parallel": 1, "cache_mib": 0}
-        return local.load(settings, entry, options, progress, cancelled)
+        for path in self.files.values():  # as after a download
+            self.store.write_stamp(path.parent.name, path.stat())
+        self.settings = Settings(models_home=self.store.home, backends=entries, active_permits=1, threads=1)
+        self.models = Residency(Router([Mock("main")]), build_backend, self.settings, lambda *_: None)
 
     async def listing(self) -> dict[str, tuple[object, object]]:
         """Which models support tools and thinking, as the listing has it now."""
@@ -77,7 +69,8 @@ class Home:
 
 
 class Started(list[EngineProcess]):
-    """The processes that analysed templates since ``watch``. ``signal`` is sent to each at its start."""
+    """The processes that analysed templates since ``watch``. ``signal`` is sent to each at its start. Their
+    patience is endless."""
 
     def __init__(self) -> None:
         self.signal = 0
@@ -89,7 +82,7 @@ class Started(list[EngineProcess]):
 
         class Watched(EngineProcess):
             def __init__(self, name: str, on_exit: object, patience: Patience) -> None:
-                super().__init__(name, lambda reason: None, patience)
+                super().__init__(name, lambda reason: None, Patience(hang_secs=math.inf))
                 started.append(self)
                 running = [each for each in started if not is_gone(each.pid)]
                 started.most_at_once = max(started.most_at_once, len(running))
@@ -192,7 +185,7 @@ async def test_a_stop_ends_an_analysis_without_a_finding(thinker: Home, started:
     assert is_gone(started[0].pid)
     assert not findings().all()
     await thinker.listing()  # the admin socket is open until the end
-    await asyncio.sleep(0)
+    await thinker.analysed()
     assert len(started) == 1
 
 
@@ -250,6 +243,13 @@ async def test_a_file_that_changes_is_analysed_anew(tmp_path: Path, home: Path, 
     await there.models.close()
 
 
+async def test_a_damaged_model_of_the_store_is_another_one(thinker: Home, tmp_path: Path) -> None:
+    assert await thinker.settled() == {"thinker": (True, True)}
+    thinker.files["thinker"].write_bytes(write_llama(tmp_path / "t", template=NO_TOOLS).read_bytes())
+    assert await thinker.settled() == {"thinker": (False, False)}
+    await thinker.models.close()
+
+
 async def test_the_template_of_an_entry_counts(thinker: Home, tmp_path: Path, started: Started) -> None:
     replacement = tmp_path / "template.jinja"
     replacement.write_text(NO_TOOLS)
@@ -277,10 +277,10 @@ async def test_a_model_for_vectors_supports_neither(tmp_path: Path, home: Path, 
 
 
 async def test_the_analysis_is_in_the_sandbox_with_limits(thinker: Home) -> None:
-    source = Source("thinker", (thinker.files["thinker"],))
+    source = Source("thinker", thinker.files["thinker"])
     process = EngineProcess("test", lambda reason: None, Patience())
-    with ExitStack() as held:
-        loaded = await process.load(analysis_of(source), source.open(held), ignored)
+    with source.opened() as fd:
+        loaded = await process.load(analysis_of(source), [fd], ignored)
         status, limits = (read_of(process.pid, name) for name in ("status", "limits"))
         await process.close()
     assert loaded.template == Template(tools=True, thinking=True)
@@ -302,27 +302,16 @@ def test_the_analysis_needs_no_weights(tmp_path: Path) -> None:
     path = write_model(tmp_path / "t.gguf", keys, {"token_embd.weight": np.ones((8192, 8), np.float32)})
     load = Load(name="t", model="t", path=str(path), n_parallel=1, chat_template=THINKS, cage="off")
     with path.open("rb") as file:
-        assert analyse_template(load, [file.fileno()]) == Template(tools=True, thinking=True)
+        assert analyse_template(load, file.fileno()) == Template(tools=True, thinking=True)
         with pytest.raises(ModelError):
             load_model(load, [file.fileno()], ignored)
 
 
-async def test_all_files_of_a_model_are_analysed_except_its_projector(tmp_path: Path, home: Path) -> None:
-    there = Home(home, {})
-    first = write_llama(tmp_path / "t.gguf", files=3, template=THINKS)
-    names = [*part_names(first.name), "projector.gguf"]
-    write_llama(tmp_path / names[-1])
-    files = [Part(blob=digest_in(there.store, tmp_path / name), size_bytes=1) for name in names]
-    manifest = Manifest(
-        name="t", blob=files[0].blob, size_bytes=1, parts=tuple(files[1:-1]), projector=files[-1]
-    )
-    there.store.write_manifest(manifest)
-    assert (await there.settled())["t"] == (True, True)
+async def test_the_first_file_of_a_split_model_suffices(tmp_path: Path, home: Path) -> None:
+    path = write_llama(tmp_path / "t.gguf", files=3, template=THINKS)
+    there = Home(home, {}, LlamaCppEntry(name="split", model_path=path, preload=False))
+    assert await there.settled() == {"split": (True, True)}
     await there.models.close()
-
-
-def digest_in(store: ModelStore, path: Path) -> str:
-    return f"sha256:{stock(store, path.name, path.read_bytes()).parent.name}"
 
 
 def test_show_analyses_at_once(

@@ -51,7 +51,7 @@ def show_command(name: str, as_json: bool) -> None:
         raise StoreError(
             f"cannot open the model {error.filename}: {error.strerror}; run `inferd pull` with its name"
         ) from None
-    card = _with_analysis(card, Source(name, tuple(paths), digest), store)
+    card = _with_analysis(card, Source(name, path, digest), store)
     adapters = [adapter.name for entry in _entries(settings, name) for adapter in entry.lora]
     n_ctx, needed = context_sizes(card, settings.n_ctx, settings.active_permits)[0]
     if as_json:

@@ -200,7 +200,7 @@ class Directory:
         with suppress(ConfigError, OSError):  # a load would fail, too
             template = read_template(entry.chat_template_file)
             digest, files = self._files(name)
-            found = lookup.finding(Source(name, tuple(files[: card.parts]), digest, template))
+            found = lookup.finding(Source(name, files[0], digest, template))
         return found or Template(tools=card.tools, thinking=card.thinking)
 
 

@@ -13,8 +13,8 @@ import asyncio
 import hashlib
 import os
 import threading
-from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -72,26 +72,26 @@ def key_of(store: ModelStore, fd: int, sha256: str | None, template: str) -> str
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The place of a model's template: the ``files`` of the model in order, and the ``template`` that
-    replaces its own unless it is empty. ``sha256`` is the digest of the first file, if the store knows it."""
+    """The origin of a model's template: the ``file`` of the model, which is the first one of a split model,
+    or the text ``template`` unless it is empty. ``sha256`` is the digest of the file in the store."""
 
     name: str
-    files: tuple[Path, ...]
+    file: Path
     sha256: str | None = None
     template: str = ""
 
-    def key(self, store: ModelStore) -> str:
-        """Returns the key of the findings. Raises OSError."""
-        with ExitStack() as held:
-            return key_of(store, self.open(held)[0], self.sha256, self.template)
+    @contextmanager
+    def opened(self) -> Iterator[int]:
+        """Yields the descriptor of the file. Raises OSError."""
+        fd = os.open(self.file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
 
-    def open(self, held: ExitStack) -> list[int]:
-        """Returns the descriptors of the files, which ``held`` closes. Raises OSError."""
-        fds = []
-        for file in self.files:
-            fds.append(os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
-            held.callback(os.close, fds[-1])
-        return fds
+    def key(self, store: ModelStore, fd: int) -> str:
+        """Returns the key of the findings, with the descriptor of the file."""
+        return key_of(store, fd, self.sha256, self.template)
 
 
 class Findings:
@@ -163,18 +163,15 @@ async def analyse(source: Source, store: ModelStore, found: Findings, niceness: 
     finding, or ``None`` if the analysis failed. Raises OSError if a file cannot be opened, and ModelError if
     no process can be started.
     """
-    with ExitStack() as held:
-        fds = source.open(held)
-        key, known = await in_thread(
-            lambda: (key_of(store, fds[0], source.sha256, source.template), found.all())
-        )
+    with source.opened() as fd:
+        key, known = await in_thread(lambda: (source.key(store, fd), found.all()))
         if key in known:
             return known[key]
         process = EngineProcess(f"template of {source.name}", lambda reason: None, Patience())
         try:
             with suppress(OSError):  # it may have ended already
                 os.setpriority(os.PRIO_PROCESS, process.pid, niceness)
-            loading = process.load(analysis_of(source), fds, ignored)
+            loading = process.load(analysis_of(source), [fd], ignored)
             template = (await asyncio.wait_for(loading, ANALYSIS_SECS)).template
         except (InferdError, asyncio.TimeoutError) as error:
             _log.warn("template_not_analysed", model=source.name, reason=error)
@@ -190,8 +187,7 @@ def analysis_of(source: Source) -> Load:
     return Load(
         name=source.name,
         model=source.name,
-        path=str(source.files[0]),
-        parts=len(source.files),
+        path=str(source.file),
         chat_template=source.template,
         n_parallel=1,
         n_gpu_layers=0,
@@ -212,7 +208,8 @@ class Lookup:
 
     def finding(self, source: Source) -> Template | None:
         """Returns the finding about a template, or ``None`` without one. Raises OSError."""
-        key = source.key(self.store)
+        with source.opened() as fd:
+            key = source.key(self.store, fd)
         if key not in self._known:
             self.missing[key] = source
         return self._known.get(key)
@@ -237,12 +234,13 @@ class Analyses:
             self._work = asyncio.get_running_loop().create_task(self._analyse(lookup.store))
 
     async def _analyse(self, store: ModelStore) -> None:
-        while self._wanted:
-            key, source = next(iter(self._wanted.items()))
-            with suppress(InferdError, OSError):  # the next listing asks again
-                await analyse(source, store, self._found, LOWEST_PRIORITY)
-            del self._wanted[key]  # only now, so that a listing meanwhile does not ask again
-        self._work = None
+        try:
+            while self._wanted:
+                source = self._wanted.pop(next(iter(self._wanted)))
+                with suppress(InferdError, OSError):  # a later listing asks again
+                    await analyse(source, store, self._found, LOWEST_PRIORITY)
+        finally:
+            self._work = None
 
     async def close(self) -> None:
         """Ends a running analysis without a finding, and takes no further sources."""

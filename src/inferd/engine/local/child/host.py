@@ -110,7 +110,7 @@ class Host:
         )
         try:
             if load.template_only:
-                analysed = await self._loop.run_in_executor(None, analyse_template, load, fds)
+                analysed = await self._loop.run_in_executor(None, analyse_template, load, fds[0])
                 self._link.send(m.LOADED, 0, m.encode(m.Loaded(cage=held, template=analysed)))
                 return
             model = await self._loop.run_in_executor(None, load_model, load, fds, progress, ask)

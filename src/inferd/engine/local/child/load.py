@@ -90,17 +90,12 @@ def load_model(
     return LlamaCpp.load(config, progress=progress, cancelled=cancelled)
 
 
-def analyse_template(load: Load, fds: Sequence[int]) -> Template:
-    """Analyses the chat template as :func:`load_model` does, without loading weights. Blocks. Raises
-    ModelError."""
+def analyse_template(load: Load, fd: int) -> Template:
+    """Analyses the chat template as :func:`load_model` does, without loading weights. ``fd`` is the first
+    file of the model. Blocks. Raises ModelError."""
     with preparing_threads(1) as preparing, loading(threading.Event()):
         model = _llama.Model(
-            fds[0],
-            path=load.path,
-            n_gpu_layers=0,
-            report=lambda fraction: True,
-            parts=fds[1:],
-            vocab_only=True,
+            fd, path=load.path, n_gpu_layers=0, report=lambda fraction: True, vocab_only=True
         )
         templates = preparing.submit(_llama.Templates, model, load.chat_template).result()
         return Template(tools=templates.tools, thinking=templates.thinking)
