@@ -30,7 +30,7 @@ FILES = sorted(
     if path.relative_to(SOURCE).parts[0] not in ("cli", "client", "ray", "__main__.py")
 )
 FETCHES_BY_PIP = SOURCE / "store" / "wheel.py"
-STARTS_ENGINES = SOURCE / "engine" / "local" / "child" / "process.py"
+STARTS_ENGINES = SOURCE / "engine" / "local" / "child" / "spawned.py"
 
 STARTS_BRIDGE = SOURCE / "daemon" / "bridge.py"
 

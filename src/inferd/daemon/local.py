@@ -38,7 +38,7 @@ def load(
     options: Mapping[str, Any],
     progress: Progress,
     cancelled: threading.Event,
-    loading: Callable[[], AbstractContextManager[Spawned | None]],
+    loading: Callable[[], AbstractContextManager[Spawned | None]] = contextlib.nullcontext,
 ) -> Backend:
     """Returns the backend of the config entry ``entry``. The backend's ``start`` method loads the model.
     ``options`` are the fields of :class:`Load` that are the same for all models. Blocks while the model's
