@@ -16,8 +16,8 @@ ASK_SECS = 1.0
 
 
 def tell(settings: Settings) -> None:
-    """Prints a note to stderr if the running daemon uses other values for some variables or config keys. The
-    note names these variables and keys."""
+    """Prints a note to stderr if some variables or config keys have other values here than in the running
+    daemon. The note names these variables and keys."""
     with contextlib.suppress(InferdError):
         given = sources.read({})
         if not given.origins:

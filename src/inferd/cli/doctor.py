@@ -73,8 +73,8 @@ def doctor_command(as_json: bool) -> int:
 
 
 def examine() -> Findings:
-    """Yields all findings. The checks run in the order in which a starting daemon needs what they check. The
-    checks of the running daemon and of INFERD_ADDRESS come last."""
+    """Yields all findings. The checks run in the order in which a starting daemon needs the checked parts.
+    The checks of the running daemon and of INFERD_ADDRESS come last."""
     given = sources.read({})
     settings = given.settings
     if given.problem is not None:

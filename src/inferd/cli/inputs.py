@@ -62,10 +62,11 @@ def json_object(given: str) -> dict[str, Any]:
 
 
 def tools(given: str) -> list[dict[str, Any]]:
-    """Returns the tools as the protocol v2 defines them. ``given`` is the JSON of one tool or of a list of
-    tools, or the name of a file.
+    """Returns the tools in the form that the v2 protocol requires. ``given`` is the JSON of one tool or of a
+    list of tools, or the name of a file.
 
-    OpenAI's form of a tool, an object ``function`` whose schema is called ``parameters``, is accepted, too.
+    OpenAI's form of a tool is accepted, too: an object ``function``, in which the schema is called
+    ``parameters``.
     """
     found = _json(given)
     return [_tool(each, given) for each in (found if isinstance(found, list) else [found])]

@@ -1,5 +1,5 @@
-"""Adapts the kinds of the option table, which parse and check values, to click. This module imports no
-client, so that the process of ``inferd serve`` stays small."""
+"""Adapts the kinds of the option table to the library click. A kind parses and checks values. This module
+imports no client, so that the process of ``inferd serve`` stays small."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ else:
 
 
 class KindType(ParamType):
-    """A type for click options that parses values with a kind of the option table."""
+    """A type for click options. It parses values by means of a kind from the option table."""
 
     def __init__(self, kind: Kind) -> None:
         self.kind = kind

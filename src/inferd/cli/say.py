@@ -1,5 +1,5 @@
-"""Prints the output of all commands. This module replaces control characters in the text, so that no text can
-control the terminal.
+"""Prints the output of all commands. Replaces control characters in the printed text, so that no untrusted
+text can control the terminal.
 
 :class:`inferd.cli.output.Answer` applies the same filter to streamed answers.
 """

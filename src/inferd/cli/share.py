@@ -21,7 +21,7 @@ SCRIPTS = {
 
 
 def files() -> dict[str, str]:
-    """Returns the text of each file by its path below ``share``."""
+    """Returns the files below ``share``: a mapping from each file's path to its text."""
     pages = {f"man/man1/{name}": page for name, page in man.pages().items()}
     return pages | {path: script(shell) + "\n" for shell, path in SCRIPTS.items()}
 

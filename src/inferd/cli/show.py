@@ -80,8 +80,8 @@ def show_command(name: str, as_json: bool) -> None:
 
 
 def _with_analysis(card: ModelCard, source: Source, store: ModelStore) -> ModelCard:
-    """Returns the card with what the model's chat template supports, by llama.cpp's analysis. If the analysis
-    fails, the card stays as it is."""
+    """Returns a copy of the card to which llama.cpp's analysis of the chat template is added: whether the
+    template supports tools and thinking. If the analysis fails, the card stays as it is."""
     from inferd.daemon.templates import analyse, findings
 
     if card.pooling or card.ranks:

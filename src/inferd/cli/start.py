@@ -14,8 +14,8 @@ from inferd.cli.say import say
 def start_command() -> None:
     """Start a daemon in the background, and wait until it is ready.
 
-    If a daemon runs already, wait until that daemon is ready. A daemon that this command starts stops when no
-    client has been connected for 15 minutes, or for the time in INFERD_IDLE_EXIT_SECS.
+    If a daemon runs already, wait until that daemon is ready. If this command starts a daemon, that daemon
+    stops when no client has been connected for 15 minutes. INFERD_IDLE_EXIT_SECS sets a different time.
     """
     daemon = target(None, None)
     with daemon.client() as client, Progress() as progress:

@@ -50,8 +50,8 @@ def settings_of_daemon() -> Settings:
 def admin_address() -> Path:
     """Returns the address of the admin socket.
 
-    To be quick, the function imports and reads the settings only if a variable or the config file could
-    change the address.
+    To save time, the function imports the settings module and reads the settings only if a variable or the
+    config file could change the address.
     """
     if os.environ.get("INFERD_ADDRESS"):
         return Path(default_admin_address())

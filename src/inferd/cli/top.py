@@ -104,7 +104,8 @@ class Trends:
 
 def _between(before: Status, after: Status, part: str, name: str) -> tuple[int, float]:
     """Returns the count and the sum of the values that a histogram got between two snapshots. ``part`` is
-    ``backends`` or ``surfaces``. The histograms ``name`` of all backends or surfaces are added."""
+    ``backends`` or ``surfaces``. Sums over the histograms called ``name`` of all backends, or of all
+    surfaces."""
 
     def total(state: Status, of: str) -> float:
         return float(sum(owner[name][of] for owner in state.metrics[part].values()))

@@ -153,7 +153,8 @@ WantedBy=sockets.target
 
 
 def sysusers() -> str:
-    """Returns the definition of the user ``inferd``, as whom the system unit runs, for systemd-sysusers."""
+    """Returns the definition of the user ``inferd`` for systemd-sysusers. The system unit runs as
+    this user."""
     return 'u inferd - "Local inference daemon" /var/lib/inferd\n'
 
 

@@ -1,8 +1,9 @@
 """A status line on stderr while a request waits for its answer.
 
-The status line appears only on a terminal, and only after a second. The status line shows the steps of the
-model's load and the position in the queue, which the request's own connection reports, or else the state that
-the admin socket reports. Without a terminal, each step of the load is printed on a line of its own.
+The status line appears only on a terminal, and only after a second. The status line shows the step of the
+model's load or the position in the queue, as reported on the request's own connection. If this connection has
+reported nothing, the status line shows the state that the admin socket reports. Without a terminal, each step
+of the load is printed on a line of its own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Finds the addresses of a daemon's surfaces, and makes the errors of failed connections.
+"""Finds the addresses of a daemon's surfaces, and creates the exceptions for failed connections.
 
 A daemon has an address for each surface (v1, v2, embed, rerank, admin): the path of a Unix socket or
 ``tcp://IP:port``. A client may be given the v1 address alone. If this address is a Unix socket with the
@@ -59,8 +59,8 @@ class Endpoint:
         )
 
     def _runs_without(self) -> bool:
-        """Whether a daemon seems to run without this surface: the directory of the missing socket has a v1
-        socket."""
+        """Whether a daemon seems to run without this surface. This is assumed if the directory of the missing
+        socket has a v1 socket."""
         return Path(self.text).with_name(paths.socket_path("v1").name).exists()
 
 

@@ -65,8 +65,8 @@ class AsyncChannel(Channel):
     """The asyncio connections to one surface.
 
     ``timeout`` limits each wait for the daemon, in seconds, and ``None`` means no limit. ``incoming`` is the
-    class that splits the received bytes; requests and replies must both be in lines, or both in frames.
-    ``connection`` is the class of the connections.
+    class that splits the received bytes, either into lines or into frames. Requests must have the same form
+    as replies. ``connection`` is the class of the connections.
     """
 
     def __init__(

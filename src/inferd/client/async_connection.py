@@ -1,9 +1,9 @@
 """One asyncio connection to a daemon, which sends byte strings and receives lines.
 
 Only one task may use a connection at a time, but any task may close the connection. Every failure closes the
-connection and raises the same error as on a blocking connection. The socket has no asyncio transport, which
-might discard the last bytes that the daemon sent before it closed the connection. Between two operations, the
-socket is not registered with an event loop.
+connection and raises the same error as on a blocking connection. The socket has no asyncio transport, because
+a transport might discard the last bytes that the daemon sent before the daemon closed the connection. Between
+two operations, the socket is not registered with an event loop.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class AsyncConnection:
         connect_timeout: float | None = None,
         incoming: type[Incoming] = Incoming,
     ) -> AsyncConnection:
-        """Connects. ``incoming`` is the class that splits the received bytes into lines.
+        """Connects. ``incoming`` is the class that splits the received bytes.
 
         Raises DaemonUnreachable.
         """
@@ -115,8 +115,8 @@ class AsyncConnection:
     def close(self) -> None:
         """Closes the connection, which cancels its running request. A second call does nothing.
 
-        If another task is sending or receiving on the connection, this operation ends as if the daemon had
-        closed the connection. Then the other task closes the socket.
+        If another task is sending or receiving on the connection, that task's operation ends as if the daemon
+        had closed the connection. The other task then closes the socket.
         """
         if self._closed:
             return

@@ -6,8 +6,8 @@
 
 The client opens separate connections to each surface of the daemon (v1, v2, embed, rerank), on first use. If
 a reply is closed before its end, the daemon cancels the request. Several threads may share a client, but not
-a reply. The errors are in ``inferd.errors``: RequestFailed for an error frame, DaemonUnreachable,
-ConnectionLost, ProtocolError, and UsageError for a value that JSON cannot express.
+a reply. The errors are in ``inferd.errors``: DaemonUnreachable, ConnectionLost, ProtocolError, RequestFailed
+and UsageError. An error frame raises RequestFailed, and a value that JSON cannot express raises UsageError.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ class Client:
         """Starts generating text. Uses the v1 protocol, or the v2 protocol if the request is too long for v1.
 
         ``messages`` is the text of one user message, or a list of turns ``{"role", "content"}``. The reply
-        yields :class:`Token` events, and at the end a :class:`Done`. While the request waits in the queue or
-        for its model to load, reading the reply calls ``on_progress(phase, details)`` at each step.
+        yields :class:`Token` events, and at the end a :class:`Done`. While the request is queued or its model
+        is being loaded, ``on_progress(phase, details)`` is called at each step, during a read of the reply.
         """
         surface, request = self._core.generate(messages, sampling, on_progress)
         return Reply(self._channel(surface), request)
@@ -105,8 +105,8 @@ class Client:
         """Starts generating typed blocks. Uses the v2 protocol.
 
         ``messages`` is the text of one user message, or a list of turns ``{"role", "content"}``. ``content``
-        is a text, or a list of texts, instances of :class:`Attachment`, and blocks of the v2 protocol.
-        ``tool_choice`` is ``auto``, ``none``, ``required`` or ``{"name": …}``. The reply yields
+        is a text or a list. The list may contain texts, instances of :class:`Attachment`, and blocks of the
+        v2 protocol. ``tool_choice`` is ``auto``, ``none``, ``required`` or ``{"name": …}``. The reply yields
         :class:`Text`, :class:`Thinking` and :class:`ToolUse` events, and at the end a :class:`MessageDone`.
         """
         return Reply(self._channel("v2"), self._core.messages(messages, options, on_progress))
@@ -125,8 +125,8 @@ class Client:
         model: str | None = None,
     ) -> Embeddings:
         """Returns the embeddings of one or many texts. A long list is sent in several requests, one after the
-        other. If a request after the first one fails, the message of RequestFailed gives the index of the
-        request's first text in the list."""
+        other. If a request after the first one fails, the message of RequestFailed gives the index in
+        ``texts`` at which this request begins."""
         return self._channel("embed").follow(self._core.embed(texts, task, dimensions, model))
 
     def rerank(

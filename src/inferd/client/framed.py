@@ -1,7 +1,7 @@
 """The v2 protocol in length-prefixed frames instead of lines.
 
-A request line has at most 64 KiB, and a request at most 32 attachments. A long conversation may exceed these
-limits, but a frame has up to 64 MiB. Even in frames, long texts are sent as attachments, so that the daemon
+A request line has at most 64 KiB, and a request at most 32 attachments. A long conversation can exceed these
+limits. A frame can have up to 64 MiB. Even in frames, long texts are sent as attachments, so that the daemon
 need not parse these texts as part of the JSON.
 """
 

@@ -74,8 +74,8 @@ class MessageDone:
     its timings in milliseconds.
 
     ``content`` can be sent as the assistant's turn in the next request. ``tool_choice_unsatisfied`` is true
-    if a required tool was not called. ``unenforced`` lists the parts of the JSON Schema that were checked
-    only at the end of the answer; for the schema of a tool's input, each part begins with the tool's name.
+    if a required tool was not called. ``unenforced`` lists the parts of the JSON Schemas that were checked
+    only at the end of the answer. An entry for the schema of a tool's input begins with the tool's name.
     ``logprobs`` has the tokens of the whole text, as in :class:`Text`.
     """
 

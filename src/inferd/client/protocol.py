@@ -62,8 +62,8 @@ def encode(value: object) -> bytes:
 
 
 class Incoming:
-    """Splits the bytes that one connection receives into lines. If the connection ends, makes the error to
-    raise."""
+    """Splits the bytes that one connection receives into lines. Creates the exceptions for a connection that
+    ends or times out."""
 
     def __init__(self, address: str, *, tcp: bool) -> None:
         self._address = address

@@ -2,10 +2,10 @@
 
 In a directory that everyone may write, such as /tmp, another user can create the socket's directory before
 the daemon does, and so impersonate the daemon. A server that runs as this user or as root is trusted. A
-server of another user is trusted if that user owns a part of the socket's path whose parent directory only
-trusted users can write, because then a trusted user has created this part. For example, /run/inferd, which
-belongs to the user ``inferd``, is trusted, since only root can write /run. /tmp/inferd-1000 of another user
-is not trusted.
+server of another user is trusted if that user owns a part of the socket's path, and only trusted users can
+write the parent directory of this part. The part then comes from a trusted user. For example, /run/inferd,
+which belongs to the user ``inferd``, is trusted, since only root can write /run. /tmp/inferd-1000 of another
+user is not trusted.
 """
 
 from __future__ import annotations
@@ -50,8 +50,9 @@ def _credentials(connected: socket.socket) -> tuple[int, int]:
 
 
 def _owners(path: Path, trusted: set[int]) -> set[int]:
-    """Returns the users that may serve at ``path``: ``trusted``, and each owner of a file or directory on the
-    path whose parent directory only these users can write. The path is checked from the root down.
+    """Returns the users that may serve at ``path``: the ``trusted`` users, and further owners of files and
+    directories on the path. The path is checked from the root down. The owner of a part is added if only
+    ``trusted`` users and previously added owners can write the parent directory.
 
     If any other user may have created a part of the path, returns only ``trusted``. Both the given path and
     the path after resolving links are checked.

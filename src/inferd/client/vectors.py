@@ -49,8 +49,8 @@ class Ranking:
 
 
 class WholeRequest(PendingRequest[Frame, Frame]):
-    """A request whose reply is one frame. ``start`` is the index of the request's first text in the caller's
-    list."""
+    """A request whose reply is one frame. ``start`` is the index in the caller's list at which the texts of
+    the request begin."""
 
     def __init__(self, request_id: str, body: Mapping[str, Any], start: int) -> None:
         super().__init__(request_id, body)

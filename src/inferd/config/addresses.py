@@ -77,8 +77,8 @@ class Workers(Words):
 
 
 class HttpAddress(TcpAddress):
-    """An address on which to serve HTTP. An option without a value means ``bare``, the address that Ollama
-    clients use by default."""
+    """An address on which to serve HTTP. If the option is given without a value, its value is ``bare``, the
+    address that Ollama clients use by default."""
 
     bare = "127.0.0.1:11434"
 
@@ -136,9 +136,9 @@ CALLS = ("/chat/completions", "/completions", "/embeddings", "/rerank", "/messag
 class ServerUrl(Kind):
     """The address of a remote server: scheme, host, and the base path of its API.
 
-    A trailing slash and a trailing ``/v1`` are removed: other tools expect the address with ``/v1``. An
-    address with a user name is refused, since it may also contain a password. An address with a query or a
-    fragment is refused, since inferd appends paths to the address.
+    A trailing slash and a trailing ``/v1`` are removed. ``/v1`` is accepted because other tools require it in
+    the address. An address with a user name is refused, since it may also contain a password. An address with
+    a query or a fragment is refused, since inferd appends paths to the address.
     """
 
     @property

@@ -217,8 +217,9 @@ def _bedrock(fields: Fields, env: Env, notes: list[str]) -> BedrockEntry:
 def _first_secret(
     entry: str, named: str | None, others: tuple[str, ...], env: Env, notes: list[str], *, otherwise: str
 ) -> Secret | None:
-    """Returns the secret in the variable ``named``, which the config file names. If the config file names no
-    variable, or an unset variable, returns the secret in the first of the variables ``others`` that is set.
+    """Returns the secret in the variable that the config file names. ``named`` is the name of this variable,
+    or ``None``. If ``named`` is ``None``, or the variable is not set, returns the secret in the first
+    variable of ``others`` that is set.
     """
     names = ((named,) if named is not None else ()) + others
     found = next((name for name in names if env.get(name)), None)

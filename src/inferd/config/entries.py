@@ -2,10 +2,10 @@
 
 A config entry is complete: its defaults are filled in and its secrets are looked up. So a backend can be
 built from its config entry and the daemon's settings alone. Requests may address a backend by the name of the
-config entry, by the name of the model, or by the name in ``serves``. If ``serves`` is ``None``, its value is
-the name of the model, if the config entry names a model. Backends with the same ``serves`` form a pool if at
-least one of these backends is remote. ``max_requests`` limits the concurrent requests that a pool sends to a
-remote backend.
+config entry, by the name of the model, or by the name in ``serves``. If ``serves`` is ``None`` and the config
+entry names a model, the name of the model is used instead. Backends with the same ``serves`` form a pool if
+at least one of these backends is remote. ``max_requests`` limits the concurrent requests that a pool sends to
+a remote backend.
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ class MockEntry(NamedTuple):
 class LlamaCppEntry(NamedTuple):
     """A local model. Either ``model`` or ``model_path`` is set.
 
-    If ``embed`` is true, the model computes embeddings instead of text, or rerank scores if ``embed_pooling``
-    is ``rank``. If ``embed`` is ``None`` and the daemon serves embeddings or rankings, the model's file says
-    what the model computes. ``mmproj`` is the projector for pictures or sounds: a file or a model of the
-    store. If ``n_ctx`` is ``None``, the context has up to 16,384 tokens, as far as the model and the memory
-    allow. With ``preload``, the model is loaded when the daemon starts, and stays loaded. Without
-    ``preload``, the model is loaded when a request names it; with ``pin``, it then stays loaded. ``system``
-    is the system prompt for requests without a system message. ``chat_template_file`` replaces the model's
-    chat template. ``lora`` are the adapters that requests may select. ``draft`` is a small model for
-    speculative decoding. ``rpc`` are the addresses (``IP:port``) of RPC workers that hold a part of the
-    model. ``rpc_unprotected`` also permits workers that are neither on this machine nor behind an encrypted
-    tunnel.
+    If ``embed`` is true, the model computes no text. It computes scores for reranking if ``embed_pooling`` is
+    ``rank``, and embeddings otherwise. If ``embed`` is ``None`` and the daemon serves embeddings or rankings,
+    the model's file says what the model computes. ``mmproj`` is the projector for pictures or sounds: a file
+    or a model of the store. If ``n_ctx`` is ``None``, the context has up to 16,384 tokens, as far as the
+    model and the memory allow. With ``preload``, the model is loaded when the daemon starts, and stays
+    loaded. Without ``preload``, the model is loaded when a request names it; with ``pin``, it then stays
+    loaded. ``system`` is the system prompt for requests without a system message. ``chat_template_file``
+    replaces the model's chat template. ``lora`` are the adapters that requests may select. ``draft`` is a
+    small model for speculative decoding. ``rpc`` are the addresses (``IP:port``) of RPC workers that hold a
+    part of the model. ``rpc_unprotected`` also permits workers that are neither on this machine nor behind an
+    encrypted tunnel.
     """
 
     name: str
@@ -86,10 +86,11 @@ class LlamaCppEntry(NamedTuple):
 class OpenAICompatEntry(NamedTuple):
     """A server with the OpenAI API below ``base_url``, which does not include ``/v1``.
 
-    ``embed`` and ``rerank`` say whether the server computes embeddings and rankings. ``None`` means the value
-    of the daemon's option ``embed`` or ``rerank``, or false if another config entry enables the same surface.
-    ``top_k`` says whether the server supports the sampling parameter ``top_k``. A request fails if the server
-    sends nothing for ``timeout_secs``.
+    ``embed`` and ``rerank`` say whether the server computes embeddings and rankings. If one of the two is
+    ``None``, it has the value of the daemon's option of the same name. But it is false if another config
+    entry enables the same surface, or if the other of the two is true. ``top_k`` says whether the server
+    supports the sampling parameter ``top_k``. A request fails if the server sends nothing for
+    ``timeout_secs``.
     """
 
     name: str

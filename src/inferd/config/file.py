@@ -134,8 +134,8 @@ def _sound(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _number(text: str) -> int | float:
     """Parses a number.
 
-    A very long integer becomes a float. Then the error comes from msgspec and names the key's bound. Python
-    would refuse to convert the integer, with an error that names no key.
+    A very long integer becomes a float, so that the error about its value names the key. ``int`` would raise
+    an error that names no key.
     """
     return int(text) if len(text) <= 20 else float(text)
 
@@ -146,7 +146,7 @@ def _shown(key: str) -> str:
 
 def _converted(raw: Any) -> Any:
     """Converts ``raw`` to the msgspec type of the config file. The error message also lists the unknown keys,
-    because a required key may be missing only since it is misspelt."""
+    because a required key that seems to be missing may be misspelt."""
     try:
         return msgspec.convert(raw, shape()[0])
     except msgspec.ValidationError as error:
@@ -154,8 +154,8 @@ def _converted(raw: Any) -> Any:
 
 
 def _check_kinds(raw: Any) -> None:
-    """Raises ValueError for an unknown kind of backend, with the most similar known kind. msgspec, which
-    checks everything else, does not suggest a kind."""
+    """Raises ValueError for an unknown kind of backend. The message suggests the most similar known kind.
+    msgspec, which checks everything else, suggests nothing."""
     listed = raw.get("backends") if isinstance(raw, dict) else None
     for position, entry in enumerate(listed if isinstance(listed, list) else ()):
         kind = entry.get("kind") if isinstance(entry, dict) else None
@@ -289,7 +289,7 @@ def _adapters(nodes: Sequence[Any], where: str) -> tuple[Adapter, ...]:
 
 
 def _model(node: Any, where: str) -> dict[str, Any]:
-    """Returns the fields of a config entry that the object ``model`` in the config file sets."""
+    """Returns those fields of a config entry that are set by the object ``model`` in the config file."""
     fields: dict[str, Any] = {"model": _spec(node, where)}
     if isinstance(node.mmproj, str):
         fields["mmproj"] = _parse(FilePath(), node.mmproj, f"{where}.mmproj")

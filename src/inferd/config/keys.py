@@ -147,13 +147,13 @@ BACKEND_KEYS: dict[str, tuple[Key, ...]] = {
             "embed",
             Boolean(),
             "Whether the server computes embeddings. The default is the option `embed`, but `false` if "
-            "another config entry enables embeddings.",
+            "`rerank` is `true` or another config entry enables embeddings.",
         ),
         Key(
             "rerank",
             Boolean(),
-            "Whether the server ranks documents. The default is the option `rerank`, but `false` if another "
-            "config entry enables rankings.",
+            "Whether the server ranks documents. The default is the option `rerank`, but `false` if "
+            "`embed` is `true` or another config entry enables rankings.",
         ),
         Key(
             "top_k",

@@ -71,8 +71,8 @@ def option(
 
 
 def named(row: Option, name: str) -> Option:
-    """Returns the option ``row`` from :func:`option` with its name, and with the flag and the environment
-    variable that are derived from the name."""
+    """Returns a copy of ``row``, the result of :func:`option`, in which three fields are set: ``name``, and
+    the flag and the environment variable that are derived from ``name``."""
     upper = name.upper()
     flag = None if row.flag is None else "--" + name.replace("_", "-")
     return row._replace(name=name, flag=flag, env=f"INFERD_{upper}" if row.env == "" else row.env)

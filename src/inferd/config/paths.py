@@ -2,8 +2,9 @@
 
 The daemon and its clients compute the paths with the same functions, so that the clients find the daemon.
 Each function reads the environment ``env`` (by default ``os.environ``). No function creates a file, and no
-function needs a directory to exist. An empty variable counts as unset. A relative path in ``XDG_RUNTIME_DIR``
-or ``XDG_DATA_HOME`` counts as unset, too, as the XDG base directory specification requires.
+function needs a directory to exist. A variable that is empty counts as unset. If ``XDG_RUNTIME_DIR`` or
+``XDG_DATA_HOME`` contains a relative path, the variable also counts as unset, as the XDG base directory
+specification requires.
 """
 
 from __future__ import annotations
@@ -41,12 +42,14 @@ def _home(env: Env) -> Path | None:
 def runtime_dir(env: Env = None) -> Path:
     """Returns the directory of the sockets and the lock.
 
-    The directory is ``inferd`` in ``XDG_RUNTIME_DIR`` (on macOS, in ``TMPDIR``) or, if the variable is unset,
-    ~/.inferd/run or /tmp/inferd-UID. A process that cron, su or ssh has started may lack the
-    ``XDG_RUNTIME_DIR`` of the user's login session, which is /run/user/UID. Therefore, on Linux, if a daemon
-    of the user runs in only one of the two directories /run/user/UID/inferd and ~/.inferd/run, returns this
-    directory, whether or not the variable is set. If the variable names a directory other than /run/user/UID,
-    always follows the variable.
+    The directory is ``inferd`` in ``XDG_RUNTIME_DIR`` (on macOS, in ``TMPDIR``). If this variable is unset,
+    the directory is ~/.inferd/run. If ``HOME`` is unset, too, the directory is /tmp/inferd-UID.
+
+    A process that cron, su or ssh has started may lack the ``XDG_RUNTIME_DIR`` of the user's login session,
+    which is /run/user/UID. Therefore, the function checks on Linux whether a daemon of the user runs in
+    /run/user/UID/inferd or in ~/.inferd/run. If a daemon runs in exactly one of these directories, the
+    function returns that directory, whether or not the variable is set. If the variable names a directory
+    other than /run/user/UID, the function always follows the variable.
     """
     parent = _absolute(env, "TMPDIR" if sys.platform == "darwin" else "XDG_RUNTIME_DIR")
     home = _home(env)

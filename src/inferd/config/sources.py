@@ -38,9 +38,9 @@ class LoadedConfig(NamedTuple):
     """Settings, with ``notes`` to log, and with the ``problem`` that ends the boot of a daemon, if any.
 
     If the problem is in the config file, the settings come from flags, variables and defaults alone.
-    ``serving`` is true if the problem, such as a missing secret, prevents only a daemon from serving. Then
-    the settings have no backends and perhaps no API key, but are good enough for a client. ``origins`` maps
-    each option that is set to its flag, its variable, or its key in the config file at ``path``.
+    ``serving`` is true if the problem matters only for a daemon, such as a missing secret. Then the settings
+    have no backends and perhaps no API key, but are good enough for a client. ``origins`` maps each option
+    that is set to its flag, its variable, or its key in the config file at ``path``.
     """
 
     settings: Settings
@@ -117,7 +117,7 @@ def load(
 ) -> tuple[Settings, list[str]]:
     """Calls :func:`read`. Returns the settings and the notes, or raises the ``problem``.
 
-    If ``serving`` is false, a problem that prevents only a daemon from serving is not raised.
+    If ``serving`` is false, a problem that matters only for a daemon is not raised.
     """
     result = read(flags, env)
     if result.problem is not None and (serving or not result.serving):
@@ -234,7 +234,7 @@ def _settings(chosen: Mapping[str, OptionValue], env: Mapping[str, str]) -> Sett
 
 
 def _implicit_surfaces(chosen: Mapping[str, OptionValue]) -> frozenset[Literal["v2", "framed"]]:
-    """Returns the surfaces that are on only by default: no option for these surfaces is set."""
+    """Returns the surfaces that only the defaults turn on, because no option for these surfaces is set."""
     asked = {"v2": ("v2", "v2_addr", "v2_tcp"), "framed": ("framed_addr",)}
     return frozenset(name for name in ("v2", "framed") if not any(option in chosen for option in asked[name]))
 

@@ -79,9 +79,9 @@ def bind_surface(settings: Settings, name: str, passed: Mapping[str, Bound]) -> 
 
 
 def check_keys(settings: Settings, passed: Mapping[str, Bound]) -> None:
-    """Raises AddressError if a surface has a TCP address beyond loopback and no API key is set. Skips
-    surfaces whose socket the service manager has ``passed``. :func:`bind_surface` would raise the same error,
-    but later."""
+    """Raises AddressError if a surface has a TCP address beyond loopback and no API key is set. Without this
+    check, :func:`bind_surface` would raise the error, but later. Skips surfaces whose socket the service
+    manager has ``passed``."""
     for name, (tcp, _) in _pairs(settings).items():
         if tcp is not None and name in settings.surfaces and name not in passed:
             bind.check_key(tcp, has_key=settings.api_key is not None)

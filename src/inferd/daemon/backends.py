@@ -1,9 +1,9 @@
 """Builds the configured backends in order, passes them to the router, and replaces them while requests run.
 
-:meth:`Backends.make` builds the backends of a configuration that do not exist yet. Meanwhile, the old
+:meth:`Backends.make` builds those backends of a configuration that do not exist yet. Meanwhile, the old
 backends serve requests, unless an old model must free memory for a new model (:mod:`inferd.daemon.room`).
-:meth:`Backends.use` then switches the router to the new list of backends, and closes each backend that is not
-in this list after the backend's last request. A backend whose config entry and settings are unchanged is
+:meth:`Backends.use` then switches the router to the new list of backends. Each backend that is not in this
+list is closed when its last request has ended. A backend whose config entry and settings are unchanged is
 kept, unless the backend has died.
 """
 
@@ -128,8 +128,7 @@ class Backends:
         ]
 
     def use(self, backends: Sequence[Backend]) -> None:
-        """Makes the router use ``backends`` from the next request on. :meth:`make` has returned
-        ``backends``."""
+        """Makes the router use ``backends``, the result of :meth:`make`, for all later requests."""
         self._started = True
         retired = self._router.replace(backends, self._routes)
         self._room.arrived()
@@ -153,9 +152,9 @@ class Backends:
         _log.info("backend_closed", backend=name)
 
     async def settle(self) -> str:
-        """Ends a reload: closes the backends that :meth:`make` has built but the router does not use, and
-        wakes the router's backends that were put to rest to free memory (:mod:`inferd.daemon.room`). Returns
-        a clause that names the woken backends, for the error of a failed reload. A second call does nothing.
+        """Ends a reload. Closes the backends that :meth:`make` has built but the router does not use. Wakes
+        those of the router's backends that :mod:`inferd.daemon.room` has put to rest. Returns a clause that
+        names the woken backends, for the error of a failed reload. A second call does nothing.
         """
         try:
             await self._discard()

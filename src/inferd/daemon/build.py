@@ -113,9 +113,8 @@ def route_of(entry: BackendEntry) -> Route:
 
 
 def _left_open(settings: Settings) -> dict[str, bool]:
-    """Returns whether a server with the OpenAI API is used for ``embed`` and for ``rerank`` if its config
-    entry does not say so. The server is used if the option of this name is on, and no config entry enables
-    the surface."""
+    """Returns the default values of ``embed`` and ``rerank`` for a server with the OpenAI API. A value is
+    true if the daemon's option of the same name is on, and no config entry enables the surface."""
     said = frozenset[str]().union(*map(surfaces_of, settings.backends))
     return {name: getattr(settings, name) and name not in said for name in ("embed", "rerank")}
 

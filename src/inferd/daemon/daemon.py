@@ -1,13 +1,14 @@
 """The daemon: builds all its parts from Settings in a fixed order, and closes them in reverse order.
 
-The boot takes the lock and the admin socket, and binds the sockets for text unless a local model is preloaded
-(places.py). Then the boot handles signals, checks the configuration, builds the backends, publishes their
-capabilities, waits until all backends are ready, and serves requests. A signal ends the boot cleanly at any
-point. An error of the boot is published on the admin socket and raised. A reload builds new backends while
-the old backends serve or, if memory is short, are unloaded (room.py), and then switches to all new backends
-at once. If a reload fails, the old configuration stays in effect. A stop refuses new connections and new
-requests. Running and queued requests may finish within ``drain_timeout_secs``, and are then cancelled. A
-second signal ends the process at once.
+The boot takes the lock and the admin socket. Unless a local model is preloaded, the boot also binds the
+sockets for text at once (places.py). Then the boot handles signals, checks the configuration, builds the
+backends, publishes their capabilities, waits until all backends are ready, and serves requests. A signal ends
+the boot cleanly at any point. An error of the boot is published on the admin socket and raised. A reload
+builds the new backends, and then switches to all of them at once. Until then, the old backends serve
+requests. If memory is short, old backends are unloaded earlier (room.py). If a reload fails, the old
+configuration stays in effect. A stop refuses new connections and new requests. Running and queued requests
+may finish within ``drain_timeout_secs``. Requests that remain after this time are cancelled. A second signal
+ends the process at once.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ _log = log.get("daemon")
 
 
 def raise_descriptor_limit(connections: int) -> None:
-    """Raises the limit of open file descriptors so that this number of ``connections`` is possible, or to the
-    system's maximum."""
+    """Raises the limit of open file descriptors as far as ``connections`` connections need, but at most to
+    the system's maximum."""
     wanted = connections + OTHER_DESCRIPTORS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -67,7 +67,8 @@ class Directory:
 
     def card(self, name: str) -> ModelCard:
         """Returns the model card for a resolved name, from the headers of the model's files. Raises
-        ModelError for an invalid file, and ModelNotFound with a remedy."""
+        ModelError for an invalid file. Raises ModelNotFound, with a remedy in the message, for an unknown
+        model or a missing file."""
         entry = self.entry(name)
         digest, files = self._files(name)
         if entry.model is not None:
@@ -140,8 +141,8 @@ class Directory:
         """Returns one row for every model that is loaded on demand, with the metadata from the model's file.
 
         Leaves out a model of the store whose file is missing. If a model's chat template has not been
-        analysed yet, the row has what the text of the template suggests, and an analysis for later listings
-        begins.
+        analysed yet, the row shows what the text of the template suggests. An analysis then begins, for later
+        listings.
         """
         rows, lookup = await in_thread(lambda: self._rows(is_resident))
         self._analyses.want(lookup)

@@ -11,7 +11,8 @@ WORKER_THREADS = 4
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
-    """Returns an event loop of uvloop if uvloop is installed, or else of asyncio, with its thread pool."""
+    """Returns an event loop with a thread pool. The event loop comes from uvloop if uvloop is installed, and
+    otherwise from asyncio."""
     try:
         import uvloop
     except ImportError:

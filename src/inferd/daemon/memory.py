@@ -35,8 +35,9 @@ def budget_bytes(private: int, asked: int = 0) -> int:
     """Returns how many bytes all models together may take, or 0 if unknown.
 
     If ``asked`` is not 0, returns ``asked``. Otherwise, returns ``SHARE`` of the memory that would be
-    available without the loaded models. ``private`` is the memory of these models that no file backs. The
-    mapped files of these models need not be added, since the kernel already counts them as available.
+    available without the loaded models. ``private`` is the part of the loaded models' memory that is not
+    backed by a file. The models' mapped files need not be added, since the kernel already counts them as
+    available.
     """
     if asked:
         return asked
@@ -130,8 +131,8 @@ def context_sizes(card: ModelCard, n_ctx: int | None, permits: int) -> Sequence[
 
 
 def part_here(card: ModelCard, workers: int, layers: int = -1) -> ModelCard:
-    """Returns a model card for only the part of a model that this host holds, beside a number of RPC
-    ``workers``. For ``layers``, see :func:`worker_layers`."""
+    """Returns the model card of the part of a model that this host holds while ``workers`` RPC workers hold
+    the rest. For ``layers``, see :func:`worker_layers`."""
     if not workers or not card.layers:
         return card
     share = 1 - min(1.0, worker_layers(card, workers, layers) / card.layers)

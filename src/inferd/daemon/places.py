@@ -53,9 +53,9 @@ class Places:
             self._held = held.pop_all()
 
     def bind(self, settings: Settings, names: Sequence[str]) -> dict[str, Bound]:
-        """Binds the sockets of the named surfaces that are not bound yet, and returns the sockets of all of
-        them. Raises AddressError if a socket cannot be bound. If its surface is on only by default, logs a
-        warning and leaves the surface out instead."""
+        """Binds those sockets of the named surfaces that are not bound yet. Returns the sockets of all named
+        surfaces. Raises AddressError if a socket cannot be bound. But if only the defaults turn on the
+        socket's surface, logs a warning and leaves out the surface."""
         for name in names:
             if name in self._sockets:
                 continue

@@ -87,7 +87,7 @@ class Upstream:
         """Returns the reply to a request for generated text. The request is sent when the caller enters the
         reply as a context manager, or reads its first event.
 
-        While the request waits in the queue or for its model to load, ``on_load`` is called with each step.
+        While the request is queued or its model is being loaded, ``on_load`` is called with each step.
         """
         options = {**generation.options, **self._common(asker, model, generation.keep_alive)}
         # Without a limit in the request, the answer may use the whole context.
