@@ -19,7 +19,7 @@ from inferd.config.entries import BackendEntry, LlamaCppEntry
 from inferd.config.settings import Settings
 from inferd.daemon.build import build_key, route_of
 from inferd.daemon.room import Room
-from inferd.daemon.threads import in_thread
+from inferd.daemon.threads import in_thread, until_done
 from inferd.engine.backend import Backend
 from inferd.errors import ModelError
 from inferd.progress import Progress
@@ -168,7 +168,7 @@ class Backends:
         for backend in unused:
             del self._build_keys[backend]  # before the close, so that no later reload uses the backend
         if unused:
-            await asyncio.wait([self._end(backend, backend.close()) for backend in unused])
+            await until_done([self._end(backend, backend.close()) for backend in unused])
 
     def dead(self) -> list[str]:
         """Returns the names of the router's backends that have died."""

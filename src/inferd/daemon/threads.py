@@ -1,10 +1,10 @@
-"""Runs a blocking call of the daemon in a thread."""
+"""Work that a cancelled task waits for: a blocking call in a thread, and other tasks."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -28,3 +28,16 @@ async def in_thread(call: Callable[[], T], cancelled: threading.Event | None = N
         await asyncio.wait((running,))
         running.exception()  # avoids "exception was never retrieved"
         raise
+
+
+async def until_done(tasks: Collection[asyncio.Task[None]]) -> None:
+    """Waits for the tasks. If the calling task is cancelled, the cancellation takes effect after their
+    end."""
+    cancelled: asyncio.CancelledError | None = None
+    while any(not task.done() for task in tasks):
+        try:
+            await asyncio.wait(tasks)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled

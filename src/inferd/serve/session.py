@@ -36,6 +36,7 @@ from inferd.errors import (
 )
 from inferd.log import faults
 from inferd.serve import auth
+from inferd.serve.admission import Permit
 from inferd.serve.connection import LARGE_BYTES, Connection
 from inferd.serve.deadline import Alarm, deadline_of
 from inferd.serve.hangup import HangupWatch
@@ -356,8 +357,7 @@ class Session(Generic[R]):
         choice = None
         if service.router.has_pools:
             choice = Choice(service.router, needs, model, context.conversation(self._surface))
-        admit = functools.partial(
-            service.admission.of(service.router.queue_for(needs, model)).admit,
+        about = (
             context.caller,
             request.priority or "interactive",
             deadline,
@@ -366,7 +366,15 @@ class Session(Generic[R]):
             choice,
             None if context.show is None else functools.partial(_show_place, context.show),
         )
-        permit = await admit()
+        queue = service.router.queue_for(needs, model)
+        permit = await service.admission.of(queue).admit(*about)
+        # While it waited, its backend may have become unfit. If the next one is at rest, it waits there.
+        while (other := self._queue_behind(permit, needs, model)) != queue:
+            if not service.admission.of(other).paused:
+                break
+            with permit:
+                queue = other
+            permit = await service.admission.of(queue).admit(*about, again=True)
         context.queue_ms = ms_since(context.arrived)
         self._metrics.queue_wait.observe(context.queue_ms / 1e3)
         self._pause_secs = 0.0
@@ -393,7 +401,12 @@ class Session(Generic[R]):
                     raise
                 service.metrics.backends[slot.backend.name].errors[error.code] += 1
                 _log.warn("request_retried", code=error.code, **context.fields(), **self._log_fields)
-            permit = await admit(again=True)
+            permit = await service.admission.of(queue).admit(*about, again=True)
+
+    def _queue_behind(self, permit: Permit, needs: frozenset[str], model: str | None) -> str:
+        """Returns the name of the queue in front of the backend that the request would go to now."""
+        router = self._service.router
+        return router.queue_for(needs, model) if permit.slot is None else router.queue_of(permit.slot)
 
     def _fail(self, context: RequestContext[R], error: InferdError) -> None:
         if isinstance(error, QueueFull):
