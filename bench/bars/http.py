@@ -6,7 +6,7 @@
   once;
 * the same over TLS;
 * the memory and processor time of 1,000 idle keep-alive connections;
-* the share of a core that the bridge takes for four streams of 200 tokens per second;
+* the share of a core that the bridge takes for four streams, each of 200 tokens per second;
 * with ``--model FILE.gguf``: the time to the first token, and short chat completions per second over
   ``--connections``, of inferd and of llama-server (package xllamacpp).
 

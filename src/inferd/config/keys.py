@@ -98,14 +98,15 @@ BACKEND_KEYS: dict[str, tuple[Key, ...]] = {
         Key(
             "embed",
             Boolean(),
-            "Whether the model computes embeddings or ranks documents, instead of generating text.",
+            "`true` for a model that computes embeddings or ranks documents; `false` for a model that "
+            "generates text.",
         ),
         Key(
             "embed_pooling",
             Choice(("mean", "cls", "last", "rank"), numbers={1: "mean", 2: "cls", 3: "last", 4: "rank"}),
             "How the embedding of a text is computed from the vectors of its tokens; `rank` is for a "
-            "reranking model. Instead of these values, the file may also have llama.cpp's numbers 1 to 4, "
-            "in the same order. The default is the value in the model file.",
+            "reranking model. The config file may also name these values by llama.cpp's numbers: 1 for "
+            "`mean`, 2 for `cls`, 3 for `last`, 4 for `rank`. The default is the value in the model file.",
         ),
         Key(
             "embed_n_ctx",
@@ -116,8 +117,8 @@ BACKEND_KEYS: dict[str, tuple[Key, ...]] = {
             "rpc",
             Workers(),
             "The addresses of workers on other hosts, which compute a part of the model (docs/rpc.md). If "
-            "this host has no GPU, this host and each worker get an equal share of the layers, and "
-            "`n_gpu_layers` sets the number of layers of all workers together.",
+            "this host has no GPU, this host and each worker get an equal share of the layers, whatever "
+            "`n_gpu_layers` is.",
         ),
         Key(
             "rpc_unprotected",
@@ -146,14 +147,16 @@ BACKEND_KEYS: dict[str, tuple[Key, ...]] = {
         Key(
             "embed",
             Boolean(),
-            "Whether the server computes embeddings. The default is the option `embed`, but `false` if "
-            "`rerank` is `true` or another config entry enables embeddings.",
+            "Whether the server computes embeddings. The default is `true` if the option `embed` "
+            "(`--embed`) is set, `rerank` is not `true`, and no other config entry enables embeddings. "
+            "Otherwise the default is `false`.",
         ),
         Key(
             "rerank",
             Boolean(),
-            "Whether the server ranks documents. The default is the option `rerank`, but `false` if "
-            "`embed` is `true` or another config entry enables rankings.",
+            "Whether the server ranks documents. The default is `true` if the option `rerank` (`--rerank`) "
+            "is set, `embed` is not `true`, and no other config entry enables rankings. Otherwise the "
+            "default is `false`.",
         ),
         Key(
             "top_k",
@@ -203,8 +206,8 @@ BACKEND_KEYS: dict[str, tuple[Key, ...]] = {
         Key(
             "api_key_env",
             Name(),
-            "The name of the environment variable that holds the API key of the other daemon. The other "
-            "daemon requires a key on a TCP address beyond loopback.",
+            "The name of the environment variable that holds the API key of the other daemon. If the other "
+            "daemon listens on a TCP address beyond loopback, it requires a key.",
         ),
         Key(
             "timeout_secs",

@@ -23,7 +23,7 @@ class LimitOptions:
         Integer(0, 1_000_000),
         4,
         "The maximum number of requests that one model serves at the same time. 0 counts as 1. A local "
-        "model serves at most 256.",
+        "model serves at most 256 requests at once.",
         key="engine.active_permits",
         reload=True,
     )
@@ -64,10 +64,10 @@ class LimitOptions:
         _LIMITS,
         Seconds(),
         60.0,
-        "The time limit for a slow client. If more than 64 KiB of output wait for a client, the client must "
-        "read all but 16 KiB of this output within this time, or the daemon closes the connection. Before "
-        "the daemon closes a connection for another reason, the daemon waits at most this time until the "
-        "client has read the rest. 0 means no limit.",
+        "The time limit for a slow client. If more than 64 KiB of output wait for a client, the daemon "
+        "closes the connection unless the client, within this time, reads enough that at most 16 KiB wait. "
+        "When the daemon closes a connection for any other reason, the daemon first lets the client read "
+        "the remaining output, for at most this time. 0 means no limit.",
         key="limits.write_timeout_secs",
         reload=True,
     )
@@ -108,8 +108,9 @@ class LimitOptions:
         Integer(1024, 2**40),
         384 * 1024 * 1024,
         "The maximum memory in bytes for the attachments and long lines of all requests together. A request "
-        "that would exceed this maximum is refused. One user may use at most half of the memory that the "
-        "other users leave free.",
+        "that would exceed this maximum is refused. If a user already holds a part of this memory, a "
+        "request is also refused if this user would then hold more than half of the memory that the other "
+        "users do not hold.",
         key="limits.max_input_memory_bytes",
         reload=True,
     )
@@ -137,8 +138,9 @@ class LimitOptions:
         _LIMITS,
         Integer(0, 1000),
         2,
-        "Limits the memory of a model's process on a CPU to this many times the memory that inferd "
-        "estimates from the model file, plus the memory for threads and caches. 0 means no limit.",
+        "Limits the memory of a model's process on Linux, if the process uses no GPU. The limit is the "
+        "memory that inferd estimates from the model file, times this factor. Memory for threads and caches "
+        "is added to the result. 0 means no limit.",
         key="limits.engine_memory_factor",
         reload=True,
     )
@@ -225,6 +227,6 @@ class LimitOptions:
         _LOG,
         Boolean(),
         False,
-        "Allow core dumps, which contain prompts and answers, and debuggers of the same user.",
+        "Allow debuggers of the same user, and core dumps. A core dump contains prompts and answers.",
         key="core_dumps",
     )

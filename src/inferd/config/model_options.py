@@ -71,8 +71,8 @@ class ModelOptions:
         _MODEL,
         Choice(("cpu", "cuda", "metal", "rocm", "vulkan")),
         None,
-        "The accelerator that models must use. With `cpu`, the daemon uses no GPU. With another value, the "
-        "daemon does not start without this accelerator.",
+        "The accelerator that models must use. With `cpu`, the daemon uses no GPU. With any other value, "
+        "the daemon does not start if its model would run on another accelerator.",
         flag=False,
         reload=True,
     )
@@ -103,8 +103,8 @@ class ModelOptions:
         SecretText(optional=True),
         None,
         "The API key for the server. An empty text means no key. Prefer the variable to the flag, because "
-        "every user of the machine can see a flag. If neither the flag nor the variable is set, inferd uses "
-        "the variable OPENAI_API_KEY.",
+        "every user of the machine can see the value of a flag. If neither the flag nor the variable is "
+        "set, inferd uses the variable OPENAI_API_KEY.",
         reload=True,
     )
     openai_timeout_secs: float = option(
@@ -134,8 +134,8 @@ class ModelOptions:
         SecretText(),
         None,
         "The bearer token for AWS Bedrock. Prefer the variable to the flag, because every user of the "
-        "machine can see a flag. Without a bearer token, inferd signs requests with AWS_ACCESS_KEY_ID and "
-        "AWS_SECRET_ACCESS_KEY.",
+        "machine can see the value of a flag. Without a bearer token, inferd signs requests with "
+        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.",
         env="AWS_BEARER_TOKEN_BEDROCK",
         reload=True,
     )
@@ -143,7 +143,7 @@ class ModelOptions:
         _BEDROCK,
         Endpoint(),
         None,
-        "The address of a server to use instead of AWS's own server for the region, such as a VPC endpoint.",
+        "The address of a server, such as a VPC endpoint, to use instead of AWS's own server for the region.",
         reload=True,
     )
     bedrock_timeout_secs: float = option(
@@ -199,8 +199,9 @@ class ModelOptions:
         _ENGINE,
         Integer(0, 1 << 20),
         1024,
-        "The maximum memory in MiB for the KV caches of earlier prompts that are no longer in a slot. Each "
-        "model has this maximum for itself. With 0, only the slots keep such KV caches.",
+        "The maximum memory in MiB for KV caches of earlier prompts, after these KV caches have left their "
+        "slots. Each model has this maximum for itself. With 0, the KV cache of an earlier prompt is kept "
+        "only while it is in a slot.",
         key="engine.cache_mib",
         reload=True,
     )
@@ -220,9 +221,10 @@ class ModelOptions:
         Integer(0, 1 << 20),
         8192,
         "Many chat templates omit the thinking of earlier answers. The next prompt therefore differs from "
-        "the cached prompt after the first omission. After an answer with thinking, the daemon computes up "
-        "to this number of tokens of the next prompt in advance, while no other request runs and the machine "
-        "does not run on battery. 0 disables this computation.",
+        "the cached prompt from the place of the first omission on. After an answer with thinking, the "
+        "daemon computes the start of the next prompt in advance, up to this number of tokens. The daemon "
+        "does so only while no other request runs and the machine is not on battery. 0 disables this "
+        "computation.",
         key="engine.ahead_tokens",
         reload=True,
     )

@@ -73,9 +73,10 @@ class SocketOptions:
         _SOCKETS,
         Boolean(),
         False,
-        "Serve embeddings on a separate socket, if a model computes embeddings. A backend in the config "
-        "file also enables this socket, with its key `embed` (`embed_address` for another inferd). For a "
-        "local model without this key, the model file says whether the model computes embeddings.",
+        "Serve embeddings on a separate socket, if a model computes embeddings. These backends in the "
+        "config file also enable this socket: a local model with `embed: true` and without `embed_pooling: "
+        "rank`; another server with `embed: true`; another inferd with `embed_address`. If the config entry "
+        "of a local model has no key `embed`, the model file says whether the model computes embeddings.",
     )
     embed_tcp: str | None = option(
         _SOCKETS,
@@ -96,10 +97,10 @@ class SocketOptions:
         _SOCKETS,
         Boolean(),
         False,
-        "Serve rankings of documents on a separate socket, if a model ranks documents. A backend in the "
-        "config file also enables this socket: a local model with `embed` true and `embed_pooling` `rank`, "
-        "another server with `rerank`, another inferd with `rerank_address`. For a local model without the "
-        "key `embed`, the model file says whether the model ranks documents.",
+        "Serve rankings of documents on a separate socket, if a model ranks documents. These backends in "
+        "the config file also enable this socket: a local model with `embed: true` and `embed_pooling: "
+        "rank`; another server with `rerank: true`; another inferd with `rerank_address`. If the config "
+        "entry of a local model has no key `embed`, the model file says whether the model ranks documents.",
     )
     rerank_tcp: str | None = option(
         _SOCKETS,
@@ -142,8 +143,8 @@ class SocketOptions:
         _SOCKETS,
         SecretText(),
         None,
-        "The API key that a TCP client must send. Prefer the variable or `--api-key-file`, because every "
-        "user of the machine can see a flag.",
+        "The API key that a TCP client must send. Prefer the variable or `--api-key-file` to this flag, "
+        "because every user of the machine can see the value of a flag.",
         reload=True,
     )
     api_key_file: Path | None = option(

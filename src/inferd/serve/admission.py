@@ -7,7 +7,7 @@ permits that one user or process may hold. A waiting request leaves the queue wh
 deadline passes.
 
 If the queue is full, a new request may displace a waiting request. The user with the most running and waiting
-requests loses its last waiting request, unless it would then have fewer requests than the new request's user.
+requests loses a waiting request, unless this user would then have fewer requests than the new request's user.
 In this case the same rule decides between the processes of the new request's user. If no request can be
 displaced, the new request is refused.
 
