@@ -10,7 +10,7 @@ Class attributes classify an error, so that no code has to match its message:
 
 The message is one sentence that names the problem and, where known, the remedy.
 
-(Over 400 lines, because it is one list of every error, with the attributes that classify each.)
+(Over 400 lines, because this module is one list of all errors, with the attributes that classify each error.)
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ class AdmissionClosed(InferdError):
 
 
 class AnswerUnread(InferdError):
-    """A client did not read its answer while other requests waited for its slot."""
+    """A client did not read an answer while other requests waited for a permit to run."""
 
     code = "queue_full"
     exit_code = 4
@@ -223,8 +223,8 @@ class BackendError(InferdError):
 
 
 class NoBackend(BackendError):
-    """No configured backend can serve the request now. Each backend is not ready, lacks a capability that the
-    request needs, or is blocked by its circuit breaker."""
+    """No configured backend can serve the request now. For each backend, one of these holds: it is not ready,
+    it lacks a capability that the request needs, or its circuit breaker blocks it."""
 
     counts = False
     elsewhere = False
@@ -281,7 +281,8 @@ class ModelTooLarge(BackendError):
 class EngineEnded(Unavailable):
     """The engine process of the request has died or hung. The daemon starts a new engine process.
 
-    The circuit breaker does not count the lost requests, since the engine's supervisor limits the restarts.
+    The circuit breaker does not count the lost requests, because the engine's supervisor already limits the
+    restarts.
     """
 
     counts = False
@@ -412,7 +413,7 @@ class NotPermitted(DaemonUnreachable):
 
 
 class SurfaceNotServed(DaemonUnreachable):
-    """The running daemon does not serve this surface."""
+    """A daemon runs, but does not serve the surface that the client needs, such as ``embed``."""
 
     retryable = False
 

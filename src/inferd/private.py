@@ -26,8 +26,8 @@ def written_by_others(path: Path, fd: int) -> str | None:
     """Returns a sentence that says how another user can change or replace the file ``path``, which is open as
     ``fd``. Returns ``None`` if no other user can.
 
-    Root and this user are trusted. Other users may write to a directory with the sticky bit, which prevents
-    them from replacing the files of this user. Raises OSError.
+    Root and this user are trusted. A directory that other users can write to is accepted if it has the sticky
+    bit, because this bit prevents other users from replacing this user's files. Raises OSError.
     """
     where = path.absolute()
     parents = {*where.parents, *where.resolve().parents}

@@ -65,8 +65,8 @@ class Waiting:
             self._show("")
 
     def phase(self, name: str, details: Mapping[str, Any]) -> None:
-        """Takes a ``progress`` frame of the request: a step of the model's load, or a position in the queue.
-        The status line shows the step or the position. Without a terminal, prints each step of the load."""
+        """Takes a ``progress`` frame of the request: a step of loading the model, or a position in the queue.
+        The status line shows the step or the position. Without a terminal, prints each step of loading."""
         position = details.get("position")
         if name == "loaded" or name in QUEUE_STEPS:
             self._step = f"{ordinal(position)} in the queue" if isinstance(position, int) else ""

@@ -60,8 +60,9 @@ class Resident:
 class Residents:
     """The models ``by_name``. Runs on the event loop.
 
-    ``waiting`` counts the requests that wait for each model's load. The memory of the ``starting`` and the
-    ``retiring`` backends is taken, too: they are being loaded, or were replaced and end with their task.
+    ``waiting`` counts, for each model, the requests that wait until the model is loaded. The memory of the
+    ``starting`` and the ``retiring`` backends is taken, too: they are being loaded, or were replaced and end
+    with their task.
     """
 
     def __init__(self, router: Router, tell: Tell) -> None:

@@ -1,4 +1,4 @@
-"""A backend without a model, which answers each generation request with the same items, the ``tape``.
+"""A backend that has no model. It answers each generation request with the same items, the ``tape``.
 
 The mock implements the whole interface, so the layers above can be tested without a model. The mock's options
 set the speed, the length and the failures of an answer.

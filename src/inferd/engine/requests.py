@@ -38,7 +38,8 @@ class ToolCall(Struct, frozen=True):
 
 
 class Tool(Struct, frozen=True):
-    """A function that the model may call. ``schema`` is the JSON text of its arguments' JSON Schema."""
+    """A function that the model may call. ``schema`` is the JSON Schema of the function's arguments, as JSON
+    text."""
 
     name: str
     description: str
@@ -61,7 +62,7 @@ class Message(Struct, frozen=True):
 
 
 class FrameTemplate(Struct, frozen=True):
-    """A token frame is ``prefix``, a JSON-escaped text and ``suffix``.
+    """A token frame consists of ``prefix``, a JSON-escaped text and ``suffix``, in this order.
 
     If the request asks for log probabilities, ``opening`` and the token records stand between the text and
     ``suffix``.
@@ -76,12 +77,12 @@ class GenerateRequest(Struct, frozen=True, kw_only=True):
     """A validated request to a backend.
 
     If ``max_tokens`` is ``None``, the backend sets the limit. ``json_schema`` (JSON text) and ``grammar``
-    (GBNF) exclude each other. With ``schema_lenient``, a keyword that cannot be enforced is dropped if the
-    finished answer can be checked for it. ``frame`` is ``None`` if the client wants no token frames. Requests
-    with the same ``scope`` may reuse each other's KV caches, unless ``cache`` is false. ``session`` is the
-    client's name for the conversation. With ``model_defaults``, the publisher's recommendation replaces each
-    setting that ``sampling`` leaves open. Only a backend with its own queue uses ``priority``
-    (``interactive`` or ``batch``).
+    (GBNF) exclude each other. With ``schema_lenient``, a keyword of ``json_schema`` that cannot be enforced
+    during generation is dropped if the finished answer can be checked against this keyword. ``frame`` is
+    ``None`` if the client wants no token frames. Requests with the same ``scope`` may reuse each other's KV
+    caches, unless ``cache`` is false. ``session`` is the client's name for the conversation. With
+    ``model_defaults``, each setting that ``sampling`` leaves open gets the value that the model's publisher
+    recommends. Only a backend with its own queue uses ``priority`` (``interactive`` or ``batch``).
 
     With ``typed``, thinking and tool calls are separate events. Without ``typed``, the model answers in text
     and does not think first. If ``thinking`` is ``None``, the model decides whether it thinks.
@@ -90,9 +91,9 @@ class GenerateRequest(Struct, frozen=True, kw_only=True):
 
     With ``raw``, the text of the only message is the whole prompt, and no template is applied. If ``suffix``
     is set, the model fills in the text between the prompt and ``suffix``. With ``begun``, the last message is
-    the beginning of the answer. If ``logprobs`` is set, the answer has the log probability of each text token
-    and of ``logprobs`` alternatives to it. ``raw``, ``begun`` and ``logprobs`` cannot be combined with
-    thinking. ``raw`` and ``begun`` cannot be combined with tools either.
+    the beginning of the answer. If ``logprobs`` is a number N, the answer has the log probability of each
+    text token, and of N alternatives to each token. ``raw``, ``begun`` and ``logprobs`` cannot be combined
+    with thinking. ``raw`` and ``begun`` cannot be combined with tools either.
     """
 
     messages: tuple[Message, ...]

@@ -83,7 +83,7 @@ class Answer:
             await reply.aclose()
 
     def show_load(self, phase: str, details: Mapping[str, Any]) -> None:
-        """Records a step of the model's load, which the keep-alives of a streamed answer show to the
+        """Records a step of loading the model. The keep-alives of a streamed answer show this step to the
         client."""
         if phase in QUEUE_STEPS:
             return

@@ -75,7 +75,8 @@ class Call:
         return await body.read(self.scope, self.receive, convert)
 
     async def unless_gone(self, work: Coroutine[Any, Any, R]) -> R:
-        """Awaits ``work``. If the client disconnects first, cancels ``work`` and raises ClientGone."""
+        """Awaits ``work``. If the client disconnects before ``work`` ends, cancels ``work`` and raises
+        ClientGone."""
         loop = asyncio.get_running_loop()
         task, watch = loop.create_task(work), loop.create_task(body.until_gone(self.receive))
         try:
@@ -93,7 +94,8 @@ class Call:
         await self.answer(await self.body(read))
 
     async def model(self, name: str, task: Task | None = None) -> Model:
-        """Finds a model by name. Raises UnknownModel, and HttpFailure while the daemon is not ready."""
+        """Finds a model by name. Raises UnknownModel if there is no such model, and HttpFailure if the daemon
+        is not ready."""
         models = self.bridge.models
         try:
             return models.find(name, task)
@@ -135,7 +137,7 @@ class Bridge:
         self._options = options
 
     def app(self, routes: Mapping[str, Mapping[str, Handler]], scope_of: Callable[[str], str]) -> ASGIApp:
-        """Returns the ASGI application for ``routes``, which maps each path to its handlers by method.
+        """Returns the ASGI application for ``routes``, which maps each path to a handler for each method.
         ``scope_of`` returns the scope that a key needs for a path."""
         endpoints = {path: _Endpoint(self, path, methods) for path, methods in routes.items()}
         matched = [Route(path, endpoint) for path, endpoint in endpoints.items()]

@@ -143,8 +143,8 @@ class Failure:
         }
 
     def anthropic(self) -> dict[str, Any]:
-        """Returns the ``error`` object of Anthropic's API. For a prompt that is too long, the message has the
-        service's own form, because agents parse its numbers."""
+        """Returns the ``error`` object of Anthropic's API. If a prompt is too long, the message has the
+        wording of Anthropic's service, because agents parse the numbers in this message."""
         message = self.message
         if self.numbers is not None:
             message = f"prompt is too long: {self.numbers[0]} tokens > {self.numbers[1]} maximum"

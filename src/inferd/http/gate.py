@@ -2,9 +2,9 @@
 
 The gate checks, in this order, the name in ``Host`` (against DNS rebinding), the ``Origin`` of a web page,
 and the key with its scope and limits. If no keys are configured, the gate accepts only loopback connections
-of the bridge's own user or root. The paths in ``OPEN_PATHS`` need neither a key nor this user. The gate also
-adds a request id to each response, writes the access log (never a body, a query or a key), and updates the
-metrics.
+of the bridge's own user or root. The paths in ``OPEN_PATHS`` and the files of the web page are open to every
+client, without a key. The gate also adds a request id to each response, writes the access log (never a body,
+a query or a key), and updates the metrics.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The named keys of HTTP clients. The file with the keys is read again when it changes.
 
 A line of the file has a name, the key, and optionally scopes and limits. Blank lines and lines that begin
-with # are skipped:
+with # are skipped. An example of a line:
 
     alice   sk-K3Y...   scopes=generate,embed   requests=60   tokens=100000
 
@@ -94,8 +94,8 @@ class Key:
         return self._allowances[name]
 
     def adopt(self, other: Key) -> None:
-        """Takes over the budgets of ``other``, the object for the same key before the file changed, if both
-        have the same limits."""
+        """If the limits are unchanged, takes over the budgets of ``other``, which is the object for the same
+        key before the file changed."""
         if (self.requests, self.tokens) == (other.requests, other.tokens):
             self._allowances = other._allowances
 
@@ -138,8 +138,8 @@ def _parse_line(words: list[str], where: str) -> Key:
 
 
 class Keys:
-    """The active keys. These are the keys in the file ``path``, or without a file the key ``single``. Without
-    both, no key is active."""
+    """The active keys: those in the file ``path``, or only the key ``single`` if there is no file. Without a
+    file and without ``single``, no key is active."""
 
     def __init__(self, path: Path | None, single: str | None = None) -> None:
         self._path = path

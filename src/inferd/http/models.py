@@ -81,8 +81,8 @@ class Models:
         self.ready = False
 
     def update(self, frames: Sequence[Mapping[str, Any]]) -> None:
-        """Replaces the backends with the backends that ``frames``, the daemon's ``capabilities`` frames,
-        describe. The order of the frames is the order of the backends."""
+        """Replaces the backends. ``frames`` are the daemon's ``capabilities`` frames, one for each backend,
+        in the order of the backends."""
         self._served = {}
         self._further = []
         self._names = []

@@ -1,9 +1,9 @@
-"""Serves the web page at `/`: the page's files, and the state of the daemon that the page shows.
+"""Serves the web page at `/`: the page's files, and the part of the daemon's state that the page shows.
 
 The files contain no secrets and need no key. At `/`, a browser gets the page. Ollama's clients, which request
 `/` without accepting HTML, get Ollama's greeting. The page's security policy lets the page load scripts,
-styles, images and data only from this server, and show images in ``data:`` URLs. The policy forbids the page
-to convert text to HTML.
+styles, images and data from this server only. Images may also come from ``data:`` URLs. The policy forbids
+the page to convert text to HTML.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """uvicorn's HTTP/1.1 connection, with limits for the request head, the idle time and the number of
 connections.
 
-The request head, the request line with all headers, may take 30 seconds to arrive and have 64 KiB. Between
-two requests a client may be idle for ``timeout_keep_alive`` seconds. If a client closes its connection, or
-only its sending side, all requests on the connection end, including pipelined requests.
+The request head consists of the request line and all headers. The head may take up to 30 seconds to arrive,
+and may be up to 64 KiB long. Between two requests a client may be idle for ``timeout_keep_alive`` seconds. If
+a client closes its connection, or only its sending side, all requests on the connection end, including
+pipelined requests.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The two formats of a streamed answer: server-sent events (SSE), and lines of JSON (NDJSON).
 
-Each event is one ``bytes`` object and is written at once. SSE parsers skip comments. So comments can keep
-proxies and clients from timing out during a long prompt.
+Each event is one ``bytes`` object. SSE parsers skip comments. So comments can keep proxies and clients from
+timing out while a long prompt is computed.
 
 JSON may contain U+0085, U+2028 and U+2029, but some clients, such as users of httpx's ``iter_lines``, split a
 stream into lines at these characters. So the characters are escaped.

@@ -45,8 +45,8 @@ _log = log.get("http")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asker:
-    """The sender of an HTTP request, and the options of the request outside its body. ``caller`` is ``uid:N``
-    or ``key:NAME``."""
+    """The sender of an HTTP request, and the options that the request has in its headers. ``caller`` is
+    ``uid:N`` or ``key:NAME``."""
 
     caller: str
     priority: str | None = None

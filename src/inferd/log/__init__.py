@@ -124,8 +124,8 @@ class Log:
 
 
 def get(component: str) -> Log:
-    """Returns the log of a component, such as ``get("session")``. Before :func:`setup`, the log ignores all
-    events."""
+    """Returns the log of a component. For example, ``get("session")`` returns the log of the component
+    ``session``. Before :func:`setup`, the log ignores all events."""
     return Log(component)
 
 
@@ -150,7 +150,7 @@ def pass_on(level: int, take: Callable[[Record], None]) -> None:
 class ActivityLog:
     """The log of this process. :meth:`close` writes the queued events and ends all logging.
 
-    ``text`` reports the errors of ``file``. If ``shown``, ``text`` also shows the events.
+    ``text`` reports the errors of ``file``. If ``shown`` is true, ``text`` also shows the events.
     """
 
     def __init__(
@@ -230,8 +230,9 @@ class Count:
         self._due = 0.0
 
     def entries(self, now: int, *, at_once: bool) -> list[dict[str, Any]]:
-        """Returns the event to log now as a list. The list is empty if ``now`` equals the last reported
-        number or, without ``at_once``, if the last event is less than ``COUNT_EACH_SECS`` old."""
+        """Returns a list with the event to log now. ``now`` is the current number. The list is empty if
+        ``now`` equals the last reported number. Unless ``at_once`` is true, the list is also empty if the
+        last event is less than ``COUNT_EACH_SECS`` old."""
         if now == self._told or not (at_once or time.monotonic() >= self._due):
             return []
         count, self._told, self._due = now - self._told, now, time.monotonic() + COUNT_EACH_SECS

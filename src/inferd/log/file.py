@@ -1,7 +1,7 @@
 """The file of the activity log: NDJSON with rotation.
 
-Only this user can read the file (mode 0600). If a symbolic link has the file's name, nothing is written.
-Every new line is a whole JSON object, even after a crash during a write or a rotation.
+Only this user can read the file (mode 0600). If a symbolic link has the file's name, nothing is written. Each
+record is a JSON object on a line of its own, even if a crash cut off the line before it.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def _line(entry: Mapping[str, Any]) -> bytes:
 
 
 class FileSink:
-    """Writes NDJSON and rotates the file. Each write first looks up the inode and the size of the file, so
-    that another process may move, delete or fill the file."""
+    """Writes NDJSON and rotates the file. Each write first looks up the inode and the size of the file,
+    because another process may have moved, deleted or extended the file."""
 
     def __init__(self, directory: Path, complain: Callable[[Mapping[str, Any]], None]) -> None:
         self._path = directory / FILE_NAME

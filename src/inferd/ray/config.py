@@ -1,5 +1,4 @@
-"""The configuration of a Serve application, and the part of the configuration for the replicas of one
-model."""
+"""The configuration of a Serve application, and the part of it that the replicas of one model get."""
 
 from __future__ import annotations
 

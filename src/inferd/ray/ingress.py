@@ -2,7 +2,7 @@
 handles of the models.
 
 If a replica dies before the first part of the answer, the request is sent again, up to ``TRIES`` times in
-all. If the model of a replica fails before the first part of the answer, the request is sent again once.
+all. If the model of a replica fails before the first part of the answer, the request is sent one more time.
 Otherwise the client gets an error.
 """
 
@@ -85,7 +85,7 @@ class _Peer:
 
 
 class RayUpstream(Upstream):
-    """The client of the models, in place of the client of a daemon. Sends requests to the deployments."""
+    """Sends the bridge's requests to the deployments of the models, instead of to a daemon."""
 
     def __init__(self, models: Models, handles: Sequence[DeploymentHandle]) -> None:
         super().__init__({}, models)
@@ -151,7 +151,7 @@ class RayChannel(Channel):
         return RayConnection(self._handle, self._surface, b"".join(request.pieces))
 
     def give_back(self, connection: object) -> None:
-        """Does nothing, since a connection is one call of the deployment, and carries only one request."""
+        """Does nothing: a connection carries only one request, and cannot be used again."""
 
 
 def _kind(line: bytes) -> str:

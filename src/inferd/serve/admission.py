@@ -6,9 +6,9 @@ processes take turns, too. The requests of one process run in order of arrival. 
 permits that one user or process may hold. A waiting request leaves the queue when it is cancelled or its
 deadline passes.
 
-If the queue is full, a new request may displace a waiting request. The user with the most running and waiting
-requests loses a waiting request, unless this user would then have fewer requests than the new request's user.
-In this case the same rule decides between the processes of the new request's user. If no request can be
+If the queue is full, a new request may displace a waiting request. The user with the largest total of running
+and waiting requests loses a waiting request. But if this user would then have fewer requests than the new
+request's user, the same rule decides between the processes of the new request's user. If no request can be
 displaced, the new request is refused.
 
 A request for a pool of backends has a :class:`Choice`. The choice may send the request to a remote backend,
@@ -20,7 +20,7 @@ the running request is ended after ``REST_SECS``.
 
 A paused queue gives no permits: its requests wait while the model behind the queue is replaced.
 
-(Over 400 lines, because every decision weighs the same running and waiting requests.)
+(Over 400 lines, because every decision in this module weighs the same running and waiting requests.)
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ class Admission:
         return self._active < self.active_permits and not self._paused
 
     def _wait_behind(self, ahead: int) -> float:
-        """Estimates how many seconds a request waits that has ``ahead`` requests before it. Returns 0 before
+        """Estimates how many seconds a request waits if ``ahead`` requests are before it. Returns 0 before
         any request has ended."""
         return 0.0 if self._mean_secs is None else (ahead + 1) * self._mean_secs / self.active_permits
 
@@ -190,9 +190,9 @@ class Admission:
         ``priority`` is ``interactive`` or ``batch``, ``deadline`` a time of the event loop's clock.
         ``holder`` represents the request in listings. ``again`` marks the retry of a request whose backend
         failed: the retry goes to the front of the queue, even of a full queue. While the request waits,
-        ``tell`` is called with each new position in the order of service, from 1. When a request that was
-        told a position may run, ``tell`` is called with 0. Raises AdmissionClosed, QueueFull,
-        DeadlineExceeded, and the errors of ``choice``.
+        ``tell`` is called with each new position in the order of service, from 1. If ``tell`` was called, it
+        is called with 0 when the request may run. Raises AdmissionClosed, QueueFull, DeadlineExceeded, and
+        the errors of ``choice``.
         """
         process = self._shares.come(owner, caller)
         try:
@@ -362,8 +362,9 @@ class Admission:
         return False
 
     def _call_next(self, *, regardless: bool = False) -> bool:
-        """Gives a permit to the first waiting request whose process may take a permit, or with ``regardless``
-        to the first waiting request. Returns False if no request gets a permit."""
+        """Gives a permit to the first waiting request whose process may take a permit. With ``regardless``,
+        gives the permit to the first waiting request of any process. Returns False if no request gets a
+        permit."""
         for turns in self._queues.values():
             for lines in turns.values():
                 for line in lines.values():
@@ -414,8 +415,8 @@ class Admission:
         self._reclaim()
 
     def _reclaim(self) -> None:
-        """Ends requests that have waited for their clients for ``REST_SECS``: at most as many as wait for a
-        permit."""
+        """Ends requests that have waited for their clients for ``REST_SECS``. Ends at most as many requests
+        as wait for a permit."""
         if self._rest_alarm is not None:
             self._rest_alarm.cancel()
             self._rest_alarm = None
@@ -433,15 +434,12 @@ class Admission:
 
     def resize(self, active_permits: int, queue_depth: int) -> None:
         """Changes both limits. With more permits, the next waiting requests start at once. With a lower
-        limit, the requests in the queue and the running requests stay. Further requests start or wait only
-        when the number of requests is below the limit."""
+        limit, the requests in the queue and the running requests stay. A further request starts only when
+        fewer than ``active_permits`` requests run, and is queued only when fewer than ``queue_depth``
+        requests wait."""
         self.active_permits = max(1, active_permits)
         self.queue_depth = queue_depth
         self.look_again()
-
-    @property
-    def paused(self) -> bool:
-        return self._paused
 
     async def pause(self) -> None:
         """Gives no permits until :meth:`resume` is called. Returns once the running requests have ended."""

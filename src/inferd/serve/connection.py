@@ -6,12 +6,13 @@ the client has left. Its base class :class:`Output` writes.
   takes at most the memory of one line and one read.
 * If raw bytes may follow a line, reading pauses after the line until the line has been parsed. Raw bytes are
   then read directly into one buffer that has room for all of them.
-* If the client sends frames, or before the first bytes show whether it sends lines or frames, reading pauses
-  after each read until a task needs more bytes.
-* A client that has sent a part of a line, frame or raw bytes must send ``PIECE_BYTES``, or all the rest, in
-  every ``PIECE_SECS``. The connection of a slower client is dropped. While the daemon waits for a request,
-  the connection of a client that sends nothing for ``idle_timeout`` is dropped.
-* ``reserve`` is called when a line grows beyond ``LARGE_BYTES``. While a request runs, reading pauses once
+* If the client sends frames, reading pauses after each read until a task needs more bytes. Reading pauses in
+  the same way before the first bytes show whether the client sends lines or frames.
+* A client that has begun to send a line, a frame or raw bytes must send at least ``PIECE_BYTES``, or
+  everything that remains, within every ``PIECE_SECS``. The connection of a slower client is dropped. While
+  the daemon waits for a request, the connection of a client that sends nothing for ``idle_timeout`` is
+  dropped.
+* ``reserve`` is called when a line grows beyond ``LARGE_BYTES``. While a request runs, reading pauses when
   more than ``LARGE_BYTES`` of the next line are held.
 * ``on_gone`` is called once, when the client can get no more answers: the client closed its socket, the
   connection was reset, or a timeout passed. A client that only shut down its sending side still gets its
@@ -65,7 +66,7 @@ class Connection(Output):
     the last frame is written, and further input is discarded. ``_closing``: the daemon itself closes the
     connection, so the end of the connection does not mean that the client has left. ``closed``: a future that
     is done when the transport is closed. At the first sign that the client has left, :meth:`_gone` calls
-    ``_on_gone`` and clears this attribute, so that further signs have no effect.
+    ``_on_gone`` and sets ``_on_gone`` to ``None``, so that further signs have no effect.
     """
 
     def __init__(
@@ -235,7 +236,7 @@ class Connection(Output):
         return memory.toreadonly()
 
     def stop_reading(self, error: InferdError) -> None:
-        """Makes the call that waits for the content of a request raise ``error``."""
+        """Raises ``error`` in the call that waits for the content of a request."""
         for waiter in (self._raw_waiter, self._more_waiter):
             if waiter is not None and not waiter.done():
                 waiter.set_exception(error)

@@ -4,8 +4,8 @@ At the end of the input, the daemon cannot tell whether the client closed its so
 sending side. The kernel reports a hang-up only if both directions are closed. On a Unix socket, the kernel
 reports the hang-up as soon as the client closes the socket. On TCP, the kernel reports the hang-up only when
 the client resets the connection. epoll reports a hang-up even for a descriptor that is registered without
-events. So one epoll instance watches every connection, whether the connection is read or not, and takes no
-time until a hang-up.
+events. So one epoll instance watches every connection, whether the connection is read or not, and uses no
+processor time before a hang-up.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ _KEYS: dict[str, tuple[str, float, float]] = {
 
 def suggested(metadata: Callable[[str], str]) -> SamplingParams:
     """Returns the recommended settings of a model. ``metadata`` returns the value of a metadata key of the
-    model's file as text, or an empty text without the key.
+    model's file as text, or an empty text if the file does not have the key.
 
     A recommendation is ignored if it is out of the range that a request may set.
     """

@@ -24,8 +24,8 @@ Json = dict[str, Any]
 
 
 def request_body(request: GenerateRequest) -> bytes:
-    """Returns the JSON body of a request. Encoding large images is slow, so call this function in a thread
-    for them.
+    """Returns the JSON body of a request. Encoding large images is slow, so call this function in a thread if
+    the request has large images.
 
     Raises InvalidRequest for a GBNF grammar, a conversation without content, an attachment in a system
     message, and a ``max_tokens`` that leaves no room for thinking. Raises AttachmentUnsupported for an audio
@@ -71,7 +71,7 @@ def _thinking(request: GenerateRequest) -> Json | None:
     ``MIN_THINKING_TOKENS``. Returns ``None`` if the model does not think.
 
     After a tool result, the model continues without thinking. With thinking, the API would require the
-    thoughts before the call with their signatures, which the request does not have.
+    signatures of the thoughts that came before the tool call. The request has no signatures.
     """
     if not request.thinking or request.messages[-1].role == "tool":
         return None

@@ -1,4 +1,4 @@
-"""The backend for Anthropic's models on AWS Bedrock, which calls ``InvokeModelWithResponseStream``.
+"""The backend for Anthropic's models on AWS Bedrock. It calls ``InvokeModelWithResponseStream``.
 
 Requests are signed with SigV4 or carry a bearer token. botocore provides the signer and the decoder of AWS's
 binary event stream. The credentials leave this module only in the headers of a request.
@@ -209,8 +209,8 @@ def _damaged() -> BackendInternal:
 
 
 def _failure(headers: Mapping[str, Any], payload: bytes) -> InferdError:
-    """Returns the error for an AWS message of the kind ``exception`` or ``error``. The name of an exception
-    is its type, and the name of an error is its code."""
+    """Returns the error for an AWS message of the kind ``exception`` or ``error``. The fault's name is the
+    type of the exception, or the code of the error."""
     name = str(headers.get(":exception-type") or headers.get(":error-code"))
     try:
         text = msgspec.json.decode(payload, type=_Exception).message

@@ -55,10 +55,11 @@ _ENDING_SECS = 0.1
 
 
 class _PooledClient:
-    """An HTTP client with at most one connection.
+    """An HTTP client that has at most one connection.
 
-    httpx's connection pool can lose the connection of a cancelled request, and closes expired connections
-    only on its next use. So each connection gets its own pool and is closed with this pool.
+    httpx's connection pool can lose the connection of a cancelled request. And the pool closes an expired
+    connection only when the pool is used again. So each connection gets its own pool and is closed with this
+    pool.
     """
 
     def __init__(self, client: httpx.AsyncClient) -> None:
@@ -79,10 +80,10 @@ class _PooledClient:
 class Upstream:
     """The server at ``base_url``.
 
-    Connecting may take ``CONNECT_SECS``. Once connected, the server may be silent for ``timeout_secs`` before
-    the first byte and between two reads; the whole response may take longer. Redirects are not followed,
-    because the API key may not be meant for the host of the new address. Raises ConfigError for an invalid
-    ``base_url``.
+    Connecting may take at most ``CONNECT_SECS``. After that, the server may be silent for at most
+    ``timeout_secs`` before the first byte and between two reads. The whole response may take longer.
+    Redirects are not followed, because the API key may not be meant for the host of the new address. Raises
+    ConfigError for an invalid ``base_url``.
     """
 
     def __init__(self, base_url: str, timeout_secs: float) -> None:
@@ -149,7 +150,8 @@ class Upstream:
         """Sends a request and yields the response. Read the body with ``aiter_raw``.
 
         Raises InvalidRequest if the server refuses this request, Unsupported if the server does not implement
-        this kind of request, and Unavailable for any other failure. Reading the body raises Unavailable, too.
+        this kind of request, and Unavailable for any other failure. Reading the body may also raise
+        Unavailable.
         """
         async with self._ask("POST", url, body, headers) as response:
             if response.status_code != 200:
@@ -234,8 +236,9 @@ class Upstream:
 
 @contextmanager
 def without_keys(headers: Mapping[str, str]) -> Iterator[None]:
-    """If the block raises an InferdError, removes the keys in ``headers``, the headers of a request, from the
-    error's message. The message may quote the server's response, which may repeat a key."""
+    """If the block raises an InferdError, removes the API keys of a request from the error's message.
+    ``headers`` are the headers of the request, which contain the keys. The message may quote the server's
+    response, which may repeat a key."""
     try:
         yield
     except InferdError as error:
@@ -312,7 +315,8 @@ def fault_of(error: Any) -> tuple[str, str]:
     """Returns the name of a fault, such as ``rate_limit_exceeded``, and its description. Each is empty if
     missing.
 
-    ``error`` is a text, or an object with ``code`` or ``type``, and ``message`` or ``detail``.
+    ``error`` is a text or an object. An object has the name in ``code`` or ``type``, and the description in
+    ``message`` or ``detail``.
     """
     if isinstance(error, str):
         return "", _shortened(error)

@@ -1,7 +1,7 @@
 """Checks the health and the load of a server with OpenAI's API.
 
-Most servers report their health at ``/health``. If a server has no ``/health``, its status at ``/v1/models``
-counts. vLLM, SGLang and llama-server also report their load, in ``/metrics``.
+Most servers report their health at ``/health``. If a server has no ``/health``, the status of ``/v1/models``
+shows the server's health. vLLM, SGLang and llama-server report their load at ``/metrics``.
 """
 
 from __future__ import annotations

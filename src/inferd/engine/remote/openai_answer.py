@@ -1,7 +1,7 @@
 """Assembles an answer from the chunks of OpenAI's chat completions.
 
-Tool calls come in chunks, too. Each call becomes one event after the end of the answer. If the server sends
-no usage data, each text chunk counts as one token.
+Tool calls come in chunks, too. Each tool call becomes one event, which follows after the end of the server's
+stream. If the server sends no usage data, each text chunk counts as one token.
 """
 
 from __future__ import annotations
@@ -194,8 +194,8 @@ def _number(count: object) -> int | None:
 
 
 def _whole(call: _Call) -> ToolCall | None:
-    """Returns the call, or ``None`` if it has no name or its arguments are not a JSON object. No arguments at
-    all count as an empty object."""
+    """Returns the call, or ``None`` if it has no name or its arguments are not a JSON object. Missing
+    arguments count as an empty object."""
     arguments = call.arguments.strip() or "{}"
     try:
         is_object = isinstance(orjson.loads(arguments), dict)

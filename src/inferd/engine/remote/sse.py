@@ -16,8 +16,8 @@ MAX_EVENT_CHARS = 16 * 1024 * 1024
 
 
 class Decoder:
-    """Parses one stream. Raises ValueError for invalid UTF-8, and once an unfinished event is longer than
-    ``MAX_EVENT_CHARS``."""
+    """Parses one stream. Raises ValueError if the stream is not UTF-8, or if an unfinished event becomes
+    longer than ``MAX_EVENT_CHARS``."""
 
     def __init__(self) -> None:
         utf8 = codecs.getincrementaldecoder("utf-8-sig")()
@@ -46,8 +46,8 @@ class Decoder:
         return found
 
     def _take(self, line: str) -> str | None:
-        """Reads one line. Returns the data of the event that the line ends. Returns ``None`` if the line ends
-        no event, or if the event has no data.
+        """Reads one line. If an event ends with this line, returns the data of the event. Returns ``None`` if
+        no event ends here, or if the event has no data.
         """
         if line:
             field, _, value = line.partition(":")

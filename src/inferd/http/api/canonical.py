@@ -44,7 +44,7 @@ class Turns:
         """The types of the blocks that were left out."""
 
     def system(self, text: str) -> None:
-        """Adds a system text. After the first turn, the text is added as text of the user."""
+        """Adds a system text. A system text that comes after the first turn is added as text of the user."""
         if text.startswith(BILLING_LINE):
             text = text.partition("\n")[2].lstrip("\n")
         if not text:
@@ -90,8 +90,8 @@ class Turns:
         self._add("assistant", [block])
 
     def result(self, call_id: str | None, name: str | None, blocks: list[Block], where: str) -> None:
-        """Adds the result of a tool call. Without ``call_id``, the result belongs to the first call without a
-        result, or with ``name``, to the first such call of the tool ``name``."""
+        """Adds the result of a tool call. Without ``call_id``, the result belongs to the first call that has
+        no result yet. If ``name`` is given, only calls of the tool ``name`` are considered."""
         if call_id:
             own = self._ids.get(call_id)
         else:

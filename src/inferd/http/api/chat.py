@@ -169,7 +169,7 @@ def _function(fields: Fields) -> Fields:
 def add_format(options: dict[str, Any], fields: Fields | None) -> None:
     """Adds the ``response_format`` of v2, unless the format is plain text.
 
-    With ``strict: false``, the schema may have keywords that only the finished answer can be checked for.
+    With ``strict: false``, the schema may have keywords that can be checked only in the finished answer.
     """
     kind = None if fields is None else fields.required_text("type")
     if fields is None or kind == "text":

@@ -29,7 +29,8 @@ class Fields:
         return f"{self._path}.{name}" if self._path else name
 
     def bad(self, name: str, expected: str, code: str | None = None) -> BadField:
-        """Returns the error for a field. ``expected`` is the rest of the sentence after the field's path."""
+        """Returns the error for a field. ``expected`` is the text that follows the field's path in the error
+        message."""
         where = self.path(name) if name else self._path
         return BadField(where or None, f"{where or 'the body'} {expected}", code)
 

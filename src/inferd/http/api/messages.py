@@ -68,7 +68,7 @@ def _read(fields: Fields) -> MessageAnswer:
 
 
 def _prefill(fields: Fields, generation: Generation) -> None:
-    """Makes the last message, which is from the assistant, the beginning of the answer. Raises BadField."""
+    """Uses the last message, which is from the assistant, as the beginning of the answer. Raises BadField."""
     begun = generation.turns[-1]["content"]
     if any(isinstance(block, Attachment) or block["type"] != "text" for block in begun):
         raise fields.unsupported("messages", "may end with the assistant only if that message is text")

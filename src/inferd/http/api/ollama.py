@@ -1,7 +1,7 @@
 """Parses the bodies of Ollama's chat and generate APIs.
 
-Answers are streamed unless ``stream`` is false. ``null`` and unknown options are ignored. ``num_ctx`` has no
-effect, since the context size is fixed when the model is loaded.
+Answers are streamed unless ``stream`` is false. Options that are ``null`` or unknown are ignored. ``num_ctx``
+has no effect, since the context size is fixed when the model is loaded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ _LEVELS = ("low", "medium", "high", "max")
 
 
 def model_of(fields: Fields) -> str:
-    """Returns the model's name, from the field ``model`` or, as some clients send it, ``name``."""
+    """Returns the model's name from the field ``model``, or from the field ``name``, which some clients send
+    instead."""
     name = fields.text("model") or fields.text("name")
     if not name:
         raise fields.bad("model", "is required and must be a string")

@@ -84,8 +84,8 @@ def calls_of(done: MessageDone) -> list[dict[str, Any]]:
 
 
 def reasoning_tokens(done: MessageDone) -> int:
-    """Estimates the number of thinking tokens, which the daemon does not count, from the share of thinking in
-    the answer's characters."""
+    """Estimates the number of thinking tokens from the share of thinking in the answer's characters, because
+    the daemon does not count these tokens."""
     thought = len(text_of(done, "thinking"))
     if not thought:
         return 0

@@ -62,7 +62,8 @@ class Tools:
         return f"{namespace}{_SEPARATOR}{name}" if namespace else name
 
     def client_name(self, name: str) -> dict[str, str]:
-        """Returns the client's ``name`` of the tool, and the ``namespace`` if the tool has one."""
+        """Returns the ``name`` that the client uses for the tool, and the ``namespace`` if the tool has
+        one."""
         if name in self._namespaced:
             namespace, own = self._namespaced[name]
             return {"name": own, "namespace": namespace}
@@ -70,7 +71,8 @@ class Tools:
 
 
 class Response(Dialect):
-    """One response. ``body`` is the body of the request, since the response repeats some of its fields."""
+    """One response. ``body`` is the body of the request, because the response repeats some fields of the
+    request."""
 
     api = "openai"
     media_type = stream.EVENT_STREAM

@@ -2,8 +2,8 @@
 refused.
 
 Items with text or tool calls are never dropped. Definitions of tools that this server cannot run are dropped.
-If a tool belongs to a namespace, the model sees one name that combines both, and the client gets the
-namespace and the name back.
+If a tool belongs to a namespace, the model sees one name that combines the namespace and the tool's name. The
+client gets the namespace and the tool's name back as two fields.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ class Guides:
 
         Raises ``InvalidRequest`` if the schema is unusable, or if it has a keyword that cannot be enforced;
         the message then contains the JSON pointer of the keyword. With ``lenient``, drops the keyword instead
-        if the finished answer can be checked for it.
+        if the finished answer can be checked against this keyword.
         """
         return self._held(schema, lenient, False)
 

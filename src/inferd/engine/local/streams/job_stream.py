@@ -20,9 +20,9 @@ _log = log.get("llamacpp")
 
 @dataclass(slots=True)
 class Trace:
-    """The times in seconds at which a request ``arrived`` in its engine process, a thread of the pool
-    ``began`` to prepare the request, the request was ``submitted`` to the token loop, and its ``first``
-    frames were collected."""
+    """Four times of a request, in seconds. ``arrived``: the request arrived in its engine process. ``began``:
+    a thread of the pool began to prepare the request. ``submitted``: the request was passed to the token
+    loop. ``first``: the first frames of the answer were collected."""
 
     arrived: float
     began: float = 0.0
@@ -30,7 +30,7 @@ class Trace:
     first: float = 0.0
 
     def tell(self, result: _llama.Result) -> None:
-        """Logs the durations between these times in milliseconds, at the level debug. ``loop_ms`` is the time
+        """Logs the milliseconds between the times of this trace, at the level debug. ``loop_ms`` is the time
         from the submission to the first text in the token loop. ``prefill_ms`` is the part of ``loop_ms`` in
         which the prompt was computed."""
         prefill_ms, loop_ms = result[5], result[7]

@@ -44,7 +44,7 @@ class TokenRecords:
 
     def shown(self, text: Text, places: Sequence[Place]) -> Text | Frames:
         """Returns the event for ``text``. ``places`` are the positions of this text in the raw answer. Call
-        this method for the texts in their order."""
+        this method once for each text, in the order of the texts in the answer."""
         records = b",".join(self._at(places))
         if self._frame is not None:
             escaped = escape_json(text.text)

@@ -1,8 +1,9 @@
 """Converts a stream of raw text to events of text, thinking and tool calls.
 
 The token loop delivers the raw text of the answer. If the request asks for log probabilities, the token loop
-also delivers the records of the tokens. A parser of the model family's format reads the text in a thread of
-the pool, because llama.cpp's parsers read the whole answer again for every piece.
+also delivers the records of the tokens. A parser of the model family's format reads the text. The parser runs
+in a thread of the pool, because llama.cpp's parsers are slow: they read the whole answer again for every
+piece.
 """
 
 from __future__ import annotations
