@@ -1,4 +1,4 @@
-# A Python class over the native prefix cache, without a model, for tests. The token loop uses the C++ class.
+# A Python class over the native prefix cache, for tests without a model. The token loop uses the C++ class.
 # Part of _llama.pyx.
 
 

@@ -23,7 +23,7 @@ cdef class Cancellation:
     cdef CancelFlag flag
 
     def cancel(self):
-        # With the GIL: to get it back may take longer than all the rest of the cancellation.
+        # Keeps the GIL: releasing it and getting it back may take longer than the cancel itself.
         self.flag.cancel()
 
     def __enter__(self):

@@ -1,4 +1,4 @@
-# Python classes over the native speculative decoding, without a token loop, for tests. The token loop uses the C++
+# Python classes over the native speculative decoding, for tests without a token loop. The token loop uses the C++
 # classes. Part of _llama.pyx.
 
 

@@ -1,4 +1,4 @@
-# Embedding and ranking models: token sequences to vectors and scores. Part of _llama.pyx.
+# Embedding and ranking models, which turn token sequences into vectors and scores. Part of _llama.pyx.
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.math cimport isfinite, sqrt
@@ -138,7 +138,7 @@ cdef bytes as_bytes(const Tokens& tokens):
 
 
 cdef class Embedder:
-    """A model's context for embeddings, or for scores if its pooling is ``rank``.
+    """A model's context for embeddings, or for scores if the pooling is ``rank``.
 
     ``n_ctx`` is the maximum number of tokens of one sequence and of a batch. ``n_seq`` is the maximum number of
     sequences of a batch. The property ``n_ctx`` is the number that llama.cpp granted. ``pooling`` is a key of

@@ -104,7 +104,7 @@ cdef class Engine:
     cdef readonly int n_ctx
     cdef readonly int n_seq
     cdef readonly int n_batch
-    cdef readonly uint64_t computed  # tokens of prompts, answers and drafts
+    cdef readonly uint64_t computed  # the number of computed tokens of prompts, answers and drafts
     cdef int n_swa
     cdef Projector projector
     cdef StepGuard guard
@@ -119,7 +119,7 @@ cdef class Engine:
     cdef readonly int n_adapters
     cdef const MediaSpan* media
     cdef cbool hold_prompts, hold_drafts
-    cdef int64_t prompt_us  # of the prompt steps since the last decoding step
+    cdef int64_t prompt_us  # the time of the prompt steps since the last decoding step
     cdef readonly bint drafts
     cdef bint always_draft
     cdef Model draft_weights
@@ -136,8 +136,9 @@ cdef class Engine:
         flash = {"on": LLAMA_FLASH_ATTN_TYPE_ENABLED, "off": LLAMA_FLASH_ATTN_TYPE_DISABLED,
                  "auto": LLAMA_FLASH_ATTN_TYPE_AUTO}
         types = {"f16": GGML_TYPE_F16, "q8_0": GGML_TYPE_Q8_0}
-        # A recurrent layer keeps the state of the last token only. A sliding window keeps all its cells (`swa_full`,
-        # the default), but a cache shared by sequences may give cells outside the window to others.
+        # A recurrent layer keeps the state of the last token only. A layer with a sliding window keeps all its cells
+        # (`swa_full`, the default), but a cache that sequences share may give cells outside a window to other
+        # sequences.
         self.any_cut = not (llama_model_is_recurrent(model.model) or llama_model_is_hybrid(model.model)
                             or (unified and llama_model_n_swa(model.model) > 0))
         self.model = model
@@ -145,7 +146,7 @@ cdef class Engine:
         for adapter in adapters:
             self.adapters.add(adapter.adapter, adapter.scale)
         self.n_adapters = len(adapters)
-        self.drafts = drafts != "off" and self.any_cut  # rejected draft tokens are cut off the sequence
+        self.drafts = drafts != "off" and self.any_cut  # rejected draft tokens are removed from the sequence
         self.always_draft = drafts == "on"
         cdef int most_rows = n_seq + (<int>MOST_DRAFTED if self.drafts else 0)
         self.pool_threads = threads or useful_threads()
@@ -175,7 +176,7 @@ cdef class Engine:
                              f"lower --n-ctx or --active-permits (the log has llama.cpp's reason)")
         if self.memory == NULL:
             raise ModelError("this model makes no text, only vectors or scores: serve it with --embed or --rerank")
-        # llama.cpp clamps and rounds these; serve no more than it granted.
+        # llama.cpp may grant less than was asked for.
         self.n_seq = n_seq
         self.n_ctx = min(n_ctx, <int>llama_n_ctx_seq(self.ctx))
         self.n_batch = llama_n_batch(self.ctx)
@@ -261,7 +262,7 @@ cdef class Engine:
             CProjector.add_need(projector.encode(), taken)
         return taken.here, by_name(taken.gpus)
 
-    # The event loop's side.
+    # Called by the event loop.
 
     def fileno(self) -> int:
         """Returns the file descriptor that becomes readable when ``ready`` has ids to return."""
@@ -381,7 +382,7 @@ cdef class Engine:
 
     @property
     def cache_bytes(self) -> int:
-        """The memory that snapshots use, in bytes."""
+        """The memory that snapshots, checkpoints and kept logits use, in bytes."""
         return self.cache.bytes()
 
     @property
@@ -389,7 +390,7 @@ cdef class Engine:
         """The number of tokens in idle slots and snapshots."""
         return self.cache.tokens()
 
-    # Files of states. The daemon, at the other end of the link, keeps them.
+    # Files with states of sequences. The daemon keeps the files.
 
     def open_files(self, int64_t idle_ms):
         """Starts saving states to files. A state is saved before it is evicted, and after ``idle_ms`` without a
@@ -446,7 +447,8 @@ cdef class Engine:
         return self.depot.flushed()
 
     def pulse(self):
-        """Returns (turns of the loop so far, µs since the current turn began or 0, expected µs of this turn or 0)."""
+        """Returns (a counter that grows in every turn of the loop, µs since the current turn began or was due or 0,
+        expected µs of the current step or 0)."""
         cdef uint64_t steps = 0
         cdef int64_t busy_us = 0, predicted_us = 0
         self.exchange.pulse(steps, busy_us, predicted_us)
@@ -457,7 +459,7 @@ cdef class Engine:
         with nogil:
             self.exchange.stop()
 
-    # The engine thread's side.
+    # Called by the engine thread.
 
     def run(self):
         """Runs the loop until ``stop`` is called."""
@@ -468,7 +470,7 @@ cdef class Engine:
                 self.depot.settle(self.cache[0], self.waiting)
                 self.retire_cancelled()
                 self.seat_waiting()
-                # A prompt that was wholly in the cache has its first token already.
+                # A prompt that was completely in the cache already has the first token of its answer.
                 if not self.touched.empty():
                     self.exchange.publish(self.touched)
                     self.touched.clear()
@@ -583,7 +585,7 @@ cdef class Engine:
         """Copies at least the first ``n`` tokens of one slot to another."""
         cdef Sequence sequence
         cdef Live live
-        # In a unified cache both slots refer to the same cells; separate caches copy the bytes.
+        # In a unified cache, both slots refer to the same cells. In separate caches, the bytes are copied.
         if self.params.kv_unified:
             llama_memory_seq_rm(self.memory, dst, -1, -1)
             llama_memory_seq_cp(self.memory, src, dst, 0, <llama_pos>n)
@@ -639,13 +641,13 @@ cdef class Engine:
             if self.draft_us > 0:
                 self.settle_drafts(rows, drafted)
         elif code == 2:
-            # An aborted step leaves the cells of its finished part. Without an interrupt it passed its deadline.
+            # An aborted step leaves the cells of its finished part. If it was not interrupted, it passed its deadline.
             if not self.exchange.interrupted():
                 self.governor.stalled(started + elapsed)
             for job in self.batched:
                 self.take_back(job)
         elif code == 1 and drafted > 0:
-            self.hold_drafts = True  # the next step is the same without drafts
+            self.hold_drafts = True  # the next step repeats this one without drafts
         elif code == 1:
             self.make_room(prompt > 0)
         else:
@@ -674,12 +676,12 @@ cdef class Engine:
             if not job.prefilling():
                 decoders += 1
             elif prompt == NULL or job.tokens.size() - job.n_past < prompt.tokens.size() - prompt.n_past:
-                prompt = job  # the shortest rest first: a short prompt overtakes a long one
+                prompt = job  # the prompt with the shortest rest: a short prompt overtakes a long one
         if prompt == NULL or (decoders > 0 and (self.hold_prompts or not self.governor.fits(
                 self.prompt_us, prompt.tokens.size() - prompt.n_past))):
             # A decoding step, in slot order: llama.cpp computes sequences of neighbouring slots together. Each sequence
-            # adds its token and its draft before the next sequence does; `add_draft` leaves rows for the others. A
-            # batch has one LoRA adapter, so sequences with another adapter wait for their turn.
+            # adds its token and its draft before the next sequence does; `add_draft` leaves rows for the sequences that
+            # follow. A batch has one LoRA adapter, so sequences with another adapter wait for their turn.
             sort_by_slot(self.active)
             adapter = self.adapters.turn(self.active, decoders)
             if self.drafts and not self.hold_drafts:
@@ -697,8 +699,8 @@ cdef class Engine:
             prompt.logits_row = -1
             self.batched.push_back(prompt)
             return True
-        # A chunk ends at the next medium, checkpoint mark or the prompt's end, and is bounded by the batch and, while
-        # other sequences decode, by the prompts' share of the time.
+        # A chunk ends at the next image or sound, the next planned checkpoint or the prompt's end. It is limited by the
+        # size of the batch and, while other sequences decode, by the time that prompt steps may take.
         rest = prompt.text_ahead()
         room = min(<size_t>self.n_batch, self.governor.chunk()) if decoders > 0 else self.n_batch
         if rest == room + 1 and room > 2:
@@ -746,7 +748,8 @@ cdef class Engine:
                 want.slot = job.slot
                 want.tokens = &job.tokens
                 want.most = min(job.room_for_draft(self.n_ctx), MOST_DRAFTED // decoders)
-                # Missing tokens must not take longer than the rest of the answer could save.
+                # Computing the tokens that the draft model lacks must not take longer than drafts can save in the rest
+                # of the answer.
                 if want.most > 0 and (self.always_draft or self.draft_model.get().behind(want) < (
                         job.max_tokens - job.n_completion()) * plain * LEAST_GAIN):
                     self.wanted.push_back(want)
@@ -860,7 +863,7 @@ cdef class Engine:
             self.write(job, text)
 
     cdef void write(self, Job* job, const string& text) noexcept nogil:
-        """Appends text to the answer, and a frame with this text to those that the next publish sends."""
+        """Appends text to the answer, and adds a frame with this text to the frames that the next publish sends."""
         cdef size_t before = job.content.size()
         if text.empty():
             return
@@ -921,7 +924,7 @@ cdef class Engine:
                 return
         self.touched.push_back(job)
 
-    # When a step does not succeed.
+    # Failed steps.
 
     cdef void take_back(self, Job* job) noexcept nogil:
         """Removes the cells beyond ``n_past`` from the job's slot. If the model cannot do that, goes back to the last

@@ -1,4 +1,4 @@
-# Preparation for decoding, in this order: devices, log, model, prompt. Part of _llama.pyx.
+# Devices, llama.cpp's log, text streams, the choice of threads, models, adapters and projectors. Part of _llama.pyx.
 
 cdef extern from "unistd.h" nogil:
     int dup(int fd)
@@ -9,8 +9,11 @@ cdef extern from "stdio.h" nogil:
 
 
 cdef str in_a_sentence(const string& error):
-    """Returns llama.cpp's message on one line. A parser's message ends with the text at an error; at the end of the
-    input there is none, so "the end" is added."""
+    """Returns llama.cpp's message on one line.
+
+    A parser's message ends with ``at`` and the text at the error. At the end of the input, there is no text, so
+    "the end" is added.
+    """
     cdef str words = " ".join(error.decode("utf-8", "replace").split())
     return words + " the end" if words.endswith(" at") else words
 
@@ -142,7 +145,7 @@ cdef class ThreadGovernor:
 
 cdef struct Loading:
     void* report
-    void* raised  # a list for the exception of the report
+    void* raised  # a list that gets the exception of `report`
     float last
     cbool go_on
 

@@ -1,4 +1,4 @@
-# Prompts and answers by llama.cpp's chat templates and parsers. Part of _llama.pyx.
+# Renders prompts with llama.cpp's chat templates, and parses answers. Part of _llama.pyx.
 
 cdef str refusal_of_template(const string& error):
     """Returns the template's own error message, without the interpreter's stack."""

@@ -1,5 +1,5 @@
-# Python functions over the native sampling, for tests and benches: a whole draw, and top-p alone, ours and
-# llama.cpp's. The token loop calls native/sampling/sampling.h instead. Part of _llama.pyx.
+# Python functions for tests and benches: whole draws by the native sampling, and only top-p, by inferd and by
+# llama.cpp. The token loop calls native/sampling/sampling.h instead. Part of _llama.pyx.
 
 
 def draws(Model model, const float[::1] logits, sampling, int count):

@@ -1,4 +1,4 @@
-# The Cython declarations of the token loop's C++ parts. The contracts are in the headers.
+# The Cython declarations of the token loop's C++ parts, which their headers document.
 # (Over 400 lines, because it is one list of declarations.)
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t

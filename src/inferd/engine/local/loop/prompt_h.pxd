@@ -1,4 +1,4 @@
-# The headers of native/prompt/: rendered prompts and parsed answers.
+# The Cython declarations of native/prompt/, which renders prompts and parses answers.
 
 from libc.stdint cimport uint64_t
 from libcpp cimport bool as cbool

@@ -1,12 +1,12 @@
 // A llama.cpp context that turns token sequences into pooled vectors or scores.
 //
-// A batch is a set of whole sequences. llama.cpp ends the process for an empty batch, a batch larger than its context
-// and a position beyond the model's training context, so `compute` checks first.
+// A batch is a set of whole sequences. llama.cpp ends the process for an empty batch and for a batch that is larger
+// than its context, so `compute` checks the batch first. llama.cpp also ends the process for a position beyond the
+// model's training context, so `n_ctx` must not be larger than that.
 //
 // A `ThreadGovernor` chooses the number of threads. It compares only steps with the same number of rows, but batches
-// have any size. So a batch of n tokens is reported as a step of log2(n) rows, and its time as log2(n) times the time
-// of one of its tokens. A batch that takes far longer than one thread alone would need is cut off and repeated with
-// fewer threads.
+// have any size. So a batch of n tokens is reported as a step of about log2(n) rows, each of which takes the time of
+// one token. A batch that takes far longer than one thread alone would need is cut off and repeated with fewer threads.
 #pragma once
 
 #include <algorithm>
@@ -26,16 +26,16 @@ namespace inferd {
 class Embedder {
   public:
     struct Params {
-        int n_ctx = 0;                                 // most tokens of one sequence and of a batch
-        int n_seq = 0;                                 // most sequences of a batch
-        int pooling = LLAMA_POOLING_TYPE_UNSPECIFIED;  // = as in the model file
-        int threads = 0;                               // 0 = chosen
+        int n_ctx = 0;                                 // the most tokens of one sequence and of a batch
+        int n_seq = 0;                                 // the most sequences of a batch
+        int pooling = LLAMA_POOLING_TYPE_UNSPECIFIED;  // unspecified: the pooling of the model file
+        int threads = 0;                               // 0: chosen by a `ThreadGovernor`
         int flash_attention = LLAMA_FLASH_ATTN_TYPE_AUTO;
     };
 
     enum class Outcome : int { done = 0, interrupted, failed };
 
-    // Null when llama.cpp cannot make the context; its log says why.
+    // Returns null if llama.cpp cannot make the context. llama.cpp's log has the reason.
     static std::unique_ptr<Embedder> make(llama_model *model, const Params &params) noexcept {
         try {
             std::unique_ptr<Embedder> made(new Embedder(model, params));
@@ -57,14 +57,15 @@ class Embedder {
     int n_ctx() const { return n_ctx_; }
     const llama_context *context() const { return ctx_; }
 
-    // Floats of one row: of the vector, or the classifier's outputs, the first of which is the score.
+    // The number of floats in a row: the size of the vector, or the number of the classifier's outputs. The first
+    // output is the score.
     int width() const { return width_; }
 
-    // Measures the time of a token on one thread, with `tokens` as a batch. False if llama.cpp cannot compute it.
+    // Computes `tokens` as a batch on one thread, to measure the time of a token. Returns false if llama.cpp cannot.
     bool warm_up(const Tokens &tokens) noexcept {
         std::vector<float> row(width_);
         fill({tokens});
-        for (int turn = 0; turn < 2; turn++) {  // the first also brings the weights into memory
+        for (int turn = 0; turn < 2; turn++) {  // the first turn also reads the weights into memory
             const int64_t started = llama_time_us();
             deadline_us_ = 0;
             if (run(1) != 0) return false;
@@ -73,7 +74,7 @@ class Embedder {
         return collect(1, row.data());
     }
 
-    // Writes a row of `width()` floats for each sequence, in order, to `out`.
+    // Writes one row of `width()` floats for each sequence to `out`, in the order of the sequences.
     Outcome compute(const std::vector<Tokens> &sequences, float *out) noexcept {
         if (!fits(sequences)) return Outcome::failed;
         fill(sequences);
@@ -121,7 +122,7 @@ class Embedder {
         params.abort_callback_data = this;
         ctx_ = llama_init_from_model(model, params);
         if (!ctx_) return;
-        // llama.cpp clamps and rounds these; read back what it granted.
+        // llama.cpp may grant a smaller batch and context than it was asked for.
         n_ctx_ = std::min(n_ctx_, static_cast<int>(std::min(llama_n_batch(ctx_), llama_n_ctx_seq(ctx_))));
         memory_ = llama_get_memory(ctx_);
         pool_ = attach_pool(ctx_, threads_);

@@ -1,8 +1,8 @@
 // Turns texts into the token sequences of an embedding or ranking model.
 //
-// A text becomes a sequence between the model's special tokens. A query and a document become one sequence, by the
-// file's `rerank` template if it has one, else joined by the tokenizer's separators, as in
-// `[CLS] query [SEP] document [SEP]`. Text of a client never becomes a control token; only text of the template does.
+// A text becomes a sequence that begins and ends with the model's special tokens. A query and a document become one
+// sequence. If the model file has a `rerank` template, it joins them. Otherwise the tokenizer's separators do, as in
+// `[CLS] query [SEP] document [SEP]`. Only text of the template becomes control tokens, never text of a client.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,7 @@ using Tokens = std::vector<llama_token>;
 
 class EmbedInput {
   public:
-    // Throws std::invalid_argument for a vocabulary with which llama.cpp's tokenizer would end the process.
+    // Throws std::invalid_argument for a vocabulary for which llama.cpp's tokenizer would end the process.
     explicit EmbedInput(const llama_model *model) : vocab_(llama_model_get_vocab(model)) {
         const auto kind = llama_vocab_type(vocab_);
         if (kind == LLAMA_VOCAB_TYPE_NONE) throw std::invalid_argument("the model file has no vocabulary");
@@ -30,10 +30,10 @@ class EmbedInput {
         if (source) cut_template(source);
     }
 
-    // One text, special tokens included.
+    // The tokens of one text, with the special tokens. Throws std::exception.
     Tokens text(const std::string &text) const { return tokenize(text, true); }
 
-    // A query with a document. Throws std::exception.
+    // The tokens of a query and a document as one sequence. Throws std::exception.
     Tokens pair(const std::string &query, const std::string &document) const {
         Tokens out;
         if (llama_vocab_get_add_bos(vocab_)) out.push_back(llama_vocab_bos(vocab_));
@@ -60,13 +60,13 @@ class EmbedInput {
         throw std::invalid_argument(std::string("the vocabulary of the model file has no ") + name + " token");
     }
 
-    // A stretch of the template and the control token after it.
+    // Text of the template up to the next control token, and that control token.
     struct Piece {
         std::string text;
         llama_token control = LLAMA_TOKEN_NULL;
     };
 
-    // Splits the template at its control tokens, once. Later the pieces between them are filled in and tokenised as
+    // Splits the template at its control tokens. For each pair, the pieces between them are filled in and tokenised as
     // plain text.
     void cut_template(const std::string &source) {
         size_t from = 0;

@@ -1,18 +1,20 @@
-// The jobs shared by the event loop and the engine thread.
+// The jobs that the event loop and the engine thread share.
 //
 // Ownership of a `Job`:
 // - Before `submit`, the caller (a preparing thread) owns it. From then on `jobs_` owns the memory.
 // - The engine thread gets a pointer from `intake`. Until it publishes the job as finished, it alone reads and writes
-//   the fields, except those that the mutex guards. The other side sees only the guarded ones, through `cancel` and
-//   `collect`; `cancel` also stops its sampler, which allows that from any thread. Frames move from `staged` (the
-//   engine's) to `out` (guarded) in `publish`.
-// - Once `publish` has set `finished`, the engine thread no longer uses its pointers. `collect` then hands the job,
-//   with all its fields, to its caller. A dropped job is deleted instead: by `publish`, or by `cancel` if it has
+//   the fields, except those that the mutex guards. The event loop uses only the guarded fields, in `cancel`,
+//   `read_share` and `collect`. `cancel` also stops the job's sampler, which any thread may do. `publish` moves frames
+//   from `staged` (not guarded) to `out` (guarded).
+// - Once `publish` has set `finished`, the engine thread no longer uses its pointers. `collect` then returns the job
+//   with all its fields to its caller. A dropped job is deleted instead: by `publish`, or by `cancel` if it has
 //   finished.
 //
 // Ownership of the exchange's fields: the mutex guards `jobs_`, `inbox_`, `ready_`, `last_id_`, `stopping_`, `called_`
-// and `interruptible_`. The atomics are read without it: `interrupt_` between the nodes of a step, so that a cancel
-// takes effect within it, and the others by the watchdog. Only the engine thread writes those others. `fds_` are fixed.
+// and `interruptible_`. The atomics are read without the mutex. The engine thread reads `interrupt_` between the nodes
+// of a step's graph, so that a cancel takes effect within the step. The watchdog reads `steps_`, `predicted_us_` and
+// `busy_since_us_`. Only the engine thread writes these three, except that `rouse` sets `busy_since_us_` for a loop
+// that sleeps. `fds_` never change.
 //
 // The engine thread takes the mutex three or four times a step (`intake`, `begin_step`, `publish`). It holds the mutex
 // only to move pointers and append bytes, and never touches Python. A `publish` with new output writes to the wake-up
@@ -51,11 +53,11 @@
 
 namespace inferd {
 
-// `refused`, `unavailable` and `broken` are failures: the request's, a temporary one, and the server's.
+// Three of them are failures. `refused`: of this request. `unavailable`: temporary. `broken`: of the server.
 enum class Finish : int { running = 0, end, stop, length, cancelled, refused, unavailable, broken };
 
 struct Job {
-    // The request. Set before `submit` (`id` by it), then the engine thread's.
+    // The request. `submit` sets `id`, and its caller the other fields. Afterwards only the engine thread uses them.
     uint64_t id = 0;
     size_t n_prompt = 0;
     uint32_t max_tokens = 0;
@@ -64,25 +66,26 @@ struct Job {
     std::unique_ptr<Sampler> sampler;
     TextStream text;
     std::vector<llama_token> preserved;  // control tokens that are shown as text
-    bool uses_cache = true;              // false: reuses nothing of other requests and leaves nothing to them
-    int adapter = -1;                    // the number of its LoRA adapter, -1 = none
-    std::string scope;                   // only requests of one scope share KV caches
-    std::string session;                 // the client's name for the conversation, or empty
+    bool uses_cache = true;  // false: neither uses prefixes of other requests nor leaves its own to them
+    int adapter = -1;        // the number of its LoRA adapter, -1 = none
+    std::string scope;       // only requests of one scope share KV caches
+    std::string session;     // the client's name for the conversation, or empty
 
-    // The engine thread's working state; `tokens`, `media`, `marks`, `logprobs` and `submitted_us` begin as submitted.
+    // The state of the job. Only the engine thread uses it. The caller of `submit` sets the first values of `tokens`,
+    // `media`, `marks`, `logprobs` and `submitted_us`.
     std::vector<llama_token> tokens;  // the prompt and the answer
     std::vector<MediaSpan> media;     // the spans at the prompt's kMediaToken
     size_t n_past = 0;                // how many of the tokens are in the KV cache
     size_t n_cached = 0;              // how many of them came from the cache
-    std::vector<size_t> marks;        // positions of checkpoints, ascending; empty in models that can drop a tail
+    std::vector<size_t> marks;        // positions of planned checkpoints, ascending; empty if the model needs none
     Checkpoints checkpoints;
-    Checkpoints::Each logits;  // after the prompt; null in a job that shares nothing, or without room
+    Checkpoints::Each logits;  // the logits after the prompt; null if the cache is not used or has no room
     Miss miss = Miss::none;
-    uint32_t fetching = 0;  // the file it waits for, 0 = none
-    bool fetched = false;   // it has waited for a file
+    uint32_t fetching = 0;  // the id of the file for which the job waits, 0 = none
+    bool fetched = false;   // the job has waited for a file
     int slot = -1;
     int logits_row = -1;  // row of this job's logits in the step, -1 = none
-    size_t in_step = 0;   // how many of its tokens the step holds
+    size_t in_step = 0;   // how many of its tokens the step computes
     size_t n_draft = 0;   // how many draft tokens follow them
     Drafter drafter;
     size_t came = 0;                     // how many of the step's draft tokens were accepted
@@ -90,31 +93,31 @@ struct Job {
     std::string staged;                  // frames made since the last publish
     std::string content;                 // the whole answer, JSON-escaped
     Logprobs logprobs;
-    std::string records;  // of tokens that no frame carried
+    std::string records;  // the records of tokens that no frame has carried yet
     Finish finish = Finish::running;
     const char *error = "";
     int64_t submitted_us = 0, seated_us = 0, prefilled_us = 0, first_us = 0, finished_us = 0;
 
     // Guarded by the exchange's mutex.
     bool cancel = false;     // set by `cancel`, read by `intake` and `begin_step`
-    bool dropped = false;    // it will not be collected
-    bool finished = false;   // set by `publish`: the engine thread no longer has it
-    bool announced = false;  // in `ready_`, not collected since
-    double read = 0;         // the share of the prompt that was in the KV cache at the last turn; 0: it waits
-    std::string out;         // frames not yet collected
+    bool dropped = false;    // the job will not be collected
+    bool finished = false;   // set by `publish`: the engine thread no longer uses the job
+    bool announced = false;  // its id was added to `ready_` after the last `collect`
+    double read = 0;  // the share of the prompt in the KV cache at the loop's last turn; 0 while the job waits
+    std::string out;  // frames not yet collected
 
     bool shows(llama_token token) const {
         return std::find(preserved.begin(), preserved.end(), token) != preserved.end();
     }
     size_t n_completion() const { return tokens.size() - n_prompt; }
-    // The span whose first position comes next, or null.
+    // The image or sound at the next position to compute, or null.
     const MediaSpan *next_media() const {
         for (const auto &span : media) {
             if (span.at == n_past) return &span;
         }
         return nullptr;
     }
-    // How many tokens come before the next span, the next mark or the end.
+    // How many tokens come before the next image or sound, the next planned checkpoint or the end.
     size_t text_ahead() const {
         size_t end = tokens.size();
         for (size_t mark : marks) {
@@ -125,24 +128,26 @@ struct Job {
         }
         return end - n_past;
     }
-    // KV cache cells that its media take beyond their positions.
+    // How many more cells of the KV cache than positions its media take.
     size_t extra_cells() const {
         size_t extra = 0;
         for (const auto &span : media) extra += span.n_cells - std::min(span.n_cells, span.n_pos);
         return extra;
     }
-    // How many tokens from the start may come from the cache without the logits: none of media, and at least two are
-    // computed again, because ggml computes a single token with other kernels than several.
+    // How many of its first tokens may come from the cache if the logits do not. Media are always computed again. So
+    // are at least two tokens, because ggml computes a single token with other kernels than several, and the results
+    // differ slightly.
     size_t n_reusable() const {
         const size_t end = media.empty() ? tokens.size() : media[0].at;
         return std::min(end, tokens.size() > 2 ? tokens.size() - 2 : 0);
     }
-    // How many of its tokens stay in the cache when it has ended.
+    // How many of its tokens stay in the KV cache after its end.
     size_t n_kept() const {
         if (!uses_cache) return 0;
         return media.empty() ? n_past : std::min(n_past, media[0].at);
     }
-    // The first `match.prompt` tokens come from the cache; `prompt`, if not empty, is the prompt with those tokens.
+    // Takes the first `match.prompt` tokens of the prompt from the cache. If `prompt` is not empty, it replaces the
+    // prompt: it has the same text and begins with the tokens in the cache.
     void begin_at(const Match &match, const std::vector<llama_token> &prompt) {
         n_past = n_cached = match.held;
         if (prompt.empty()) return;
@@ -152,7 +157,8 @@ struct Job {
         tokens = prompt;
         n_prompt = prompt.size();
     }
-    // Plans checkpoints where `turns` begin and before the prompt's end, up to its first medium.
+    // Plans checkpoints at the positions `turns` and shortly before the prompt's end, but none after its first image or
+    // sound.
     void mark(const std::vector<size_t> &turns) {
         marks = turns;
         if (tokens.size() > Checkpoints::kBeforeEnd) marks.push_back(tokens.size() - Checkpoints::kBeforeEnd);
@@ -162,12 +168,12 @@ struct Job {
         marks.erase(std::remove_if(marks.begin(), marks.end(), of_no_use), marks.end());
     }
     bool at_mark() const { return std::binary_search(marks.begin(), marks.end(), n_past); }
-    // Only the first `n` tokens are in the KV cache after all.
+    // Records that only the first `n` tokens are still in the KV cache.
     void fall_back_to(size_t n) {
         n_past = n;
         n_cached = std::min(n_cached, n);
     }
-    // How many draft tokens the answer and the context have room for, besides the token that each step yields.
+    // How many draft tokens fit into the answer and the context, besides the token that each step yields.
     size_t room_for_draft(size_t n_ctx) const {
         const size_t used = tokens.size() + extra_cells();
         return std::min<size_t>(max_tokens - n_completion() - 1, n_ctx > used ? n_ctx - used : 0);
@@ -182,7 +188,7 @@ inline void sort_by_slot(std::vector<Job *> &jobs) {
 
 class Exchange {
   public:
-    // Bytes of uncollected frames at which a sequence pauses: about 1,000 tokens.
+    // A job pauses while this many bytes of its frames are not collected. They are about 1,000 tokens.
     static constexpr size_t kHighWater = 64 * 1024;
 
     Exchange() {
@@ -204,7 +210,7 @@ class Exchange {
     Exchange(const Exchange &) = delete;
     Exchange &operator=(const Exchange &) = delete;
 
-    // The event loop's side.
+    // Called by the event loop.
 
     int fd() const { return fds_[0]; }
 
@@ -218,7 +224,7 @@ class Exchange {
         return id;
     }
 
-    // Ends a job soon. `drop` also discards its output, and its id becomes invalid.
+    // Ends a job soon. With `drop`, its output is discarded and its id becomes invalid.
     void cancel(uint64_t id, bool drop) {
         std::lock_guard<std::mutex> lock(mutex_);
         auto found = jobs_.find(id);
@@ -242,8 +248,9 @@ class Exchange {
         work_.notify_one();
     }
 
-    // For the watchdog: the number of turns of the loop, the time since the current one began or is due (0: the loop
-    // has nothing to do), and its expected time (0: not known).
+    // For the watchdog. `steps`: a counter that grows in every turn of the loop. `busy_us`: the time since the current
+    // turn began or was due; 0 if the loop has nothing to do. `predicted_us`: the expected time of the current step; 0
+    // if it is not known.
     void pulse(uint64_t &steps, int64_t &busy_us, int64_t &predicted_us) const {
         const int64_t since = busy_since_us_.load(std::memory_order_relaxed);
         steps = steps_.load(std::memory_order_relaxed);
@@ -251,7 +258,8 @@ class Exchange {
         predicted_us = predicted_us_.load(std::memory_order_relaxed);
     }
 
-    // The ids with new output, each once until it is collected. Resets the wake-up descriptor.
+    // Returns the ids of jobs with new output. An id is returned once, and again only after its job was collected.
+    // Resets the wake-up descriptor.
     std::vector<uint64_t> ready() {
         uint64_t buffer[8];
         while (read(fds_[0], buffer, sizeof buffer) == static_cast<ssize_t>(sizeof buffer)) {}
@@ -259,7 +267,7 @@ class Exchange {
         return std::exchange(ready_, {});
     }
 
-    // Moves a job's frames into `out`. Returns the job itself when it is finished.
+    // Moves a job's frames into `out`. If the job is finished, also returns the job.
     std::unique_ptr<Job> collect(uint64_t id, std::string &out) {
         out.clear();
         std::lock_guard<std::mutex> lock(mutex_);
@@ -276,7 +284,7 @@ class Exchange {
         return whole;
     }
 
-    // The share of a job's prompt that has been computed or found in the cache.
+    // The share of a job's prompt that was computed or found in the cache.
     double read_share(uint64_t id) {
         std::lock_guard<std::mutex> lock(mutex_);
         auto found = jobs_.find(id);
@@ -290,7 +298,7 @@ class Exchange {
         rouse();
     }
 
-    // The engine thread's side.
+    // Called by the engine thread.
 
     // Wakes the event loop, even without new output.
     void wake() {
@@ -299,9 +307,10 @@ class Exchange {
         if (write(fds_[1], &one, sizeof one) < 0) return;
     }
 
-    // Moves new jobs to the end of `waiting`, marks cancelled ones in both lists as finished, and lists in
-    // `active` the running ones whose client keeps up. Sleeps while there is no work, at first for at most
-    // `idle_after`; after that `idle` is true until a job comes. False: stop.
+    // Moves new jobs to the end of `waiting`, and marks cancelled jobs in `waiting` and `running` as finished. Lists in
+    // `active` the running jobs whose output is collected fast enough. Sleeps while there is no work. After
+    // `idle_after` without a job, sets `idle` and returns; the next job resets `idle`. Returns false if the loop must
+    // stop.
     bool intake(std::vector<Job *> &waiting, std::vector<Job *> &running, std::vector<Job *> &active, size_t slots,
                 std::chrono::milliseconds idle_after, bool &idle) {
         std::unique_lock<std::mutex> lock(mutex_);
@@ -345,9 +354,9 @@ class Exchange {
         return false;
     }
 
-    // Begins a step, of the job `prompt` alone unless that is null; from here to `publish` a cancel of that job
-    // interrupts the step. A step of several jobs is never interrupted for one of them. False: the job is already
-    // cancelled or the loop stops, so skip the step.
+    // Begins a step. If `prompt` is not null, the step computes only this job, and a cancel of the job interrupts the
+    // step. A step of several jobs is not interrupted when one of them is cancelled. Returns false if the step must be
+    // skipped, because the job is already cancelled or the loop stops.
     bool begin_step(const Job *prompt) {
         std::lock_guard<std::mutex> lock(mutex_);
         if (stopping_ || (prompt && prompt->cancel)) return false;
@@ -358,10 +367,10 @@ class Exchange {
 
     bool interrupted() const { return interrupt_.load(std::memory_order_relaxed); }
 
-    // The expected time of the current step.
+    // Tells the watchdog the expected time of the current step.
     void expect(int64_t us) { predicted_us_.store(us, std::memory_order_relaxed); }
 
-    // Hands a step's output to the event loop. Finished jobs no longer belong to the engine thread.
+    // Passes the new output of the jobs to the event loop. Afterwards the engine thread must not use finished jobs.
     void publish(const std::vector<Job *> &jobs) {
         bool wakes = false;
         steps_.fetch_add(1, std::memory_order_relaxed);
@@ -391,7 +400,8 @@ class Exchange {
     }
 
   private:
-    // Wakes the loop, under the lock. Its next turn is due from now on, even if its thread does not wake.
+    // Wakes the engine thread. The caller holds the mutex. For the watchdog, the loop is busy from now on, so that it
+    // notices a thread that does not wake.
     void rouse() {
         int64_t asleep = 0;
         busy_since_us_.compare_exchange_strong(asleep, llama_time_us(), std::memory_order_relaxed);

@@ -6,7 +6,7 @@
 
 namespace inferd {
 
-// Calls `body`; false with the reason in `error` when it throws.
+// Calls `body`. If it throws, returns false and sets `error` to the reason.
 template <typename Body>
 bool guarded(std::string &error, Body body) noexcept {
     try {

@@ -103,9 +103,9 @@ std::vector<std::pair<int, std::string>> drain_log() {
 
 void *attach_pool(llama_context *ctx, int threads) {
     ggml_threadpool_params params = ggml_threadpool_params_default(threads);
-    // Between two steps the threads spin for about a millisecond and then sleep. ggml's default spins a hundred times
-    // longer, which keeps cores busy on an idle machine. A worker, which may be on this machine, needs the cores
-    // between two steps.
+    // After a step, the threads spin for about a millisecond and then sleep. By ggml's default they would spin fifty
+    // times longer, which keeps cores busy on an idle machine. With RPC workers they sleep at once: a worker on the
+    // same machine needs the cores between two steps.
     params.poll = has_workers() ? 0 : 1;
     const auto make =
         reinterpret_cast<ggml_threadpool *(*)(ggml_threadpool_params *)>(cpu_function("ggml_threadpool_new"));

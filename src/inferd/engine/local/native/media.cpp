@@ -24,7 +24,7 @@ namespace {
 using Bitmap = std::unique_ptr<mtmd_bitmap, void (*)(mtmd_bitmap *)>;
 using Chunks = std::unique_ptr<mtmd_input_chunks, void (*)(mtmd_input_chunks *)>;
 
-// Decodes a sound file. A few bytes may decode to days of sound: patches/sounds.patch limits it.
+// Decodes a sound file. A few bytes can decode to days of sound, so patches/sounds.patch limits the length.
 Bitmap unpacked(const mtmd_context *ctx, const MediaItem &item) {
     return Bitmap(
         mtmd_helper_bitmap_init_from_buf(ctx, item.data, item.size, false, mtmd_helper_init_opt_default()).bitmap,
@@ -43,7 +43,7 @@ Bitmap bitmap_of(const mtmd_context *ctx, const MediaItem &item) {
     }
     if (!owned)
         throw std::runtime_error(item.audio ? "the sound cannot be decoded" : "the image cannot be decoded");
-    // In some families a sound shorter than a spectrum window ends the process.
+    // With some model families, llama.cpp ends the process for a sound shorter than one window of its spectrogram.
     const size_t least = item.audio ? mtmd_get_audio_sample_rate(ctx) / 10 * sizeof(float) : 0;
     if (mtmd_bitmap_get_n_bytes(owned.get()) < least) throw std::runtime_error("the sound is shorter than 0.1 s");
     return owned;

@@ -1,6 +1,7 @@
-// Images and sounds through llama.cpp's `mtmd`: pixels or samples become embeddings among the tokens.
+// Encodes images and sounds with llama.cpp's `mtmd`: pixels or samples become embeddings, which stand among the tokens
+// of a prompt.
 //
-// The preparing threads encode, one item at a time for each projector; the engine thread only decodes the embeddings.
+// The preparing threads encode, one item at a time for each projector. The engine thread only decodes the embeddings.
 // Nothing here throws: a false return leaves the reason in `error`.
 #pragma once
 
@@ -20,27 +21,28 @@ namespace inferd {
 // The placeholder token for each position of a media span.
 constexpr llama_token kMediaToken = -1;
 
-// The bytes are not copied; they must stay valid until `add` returns.
+// An image or a sound to encode. The bytes are not copied: they must stay valid until `add` returns.
 struct MediaItem {
     bool audio = false;
-    bool encoded = false;  // an audio file; else `width` x `height` RGB bytes, or float32 samples
+    bool encoded =
+        false;  // true: `data` is an audio file; false: `width` x `height` RGB pixels, or float32 samples
     uint32_t width = 0, height = 0;
     const unsigned char *data = nullptr;
     size_t size = 0;
 };
 
-// One encoded piece of media in a prompt, from position `at` on.
+// One encoded part of an image or a sound in a prompt, from position `at` on.
 struct MediaSpan {
     size_t at = 0;
-    size_t n_pos = 0;    // positions it takes among the tokens
-    size_t n_cells = 0;  // KV cache cells it takes; more than positions in some families
+    size_t n_pos = 0;    // how many positions among the tokens it takes
+    size_t n_cells = 0;  // how many cells of the KV cache it takes: in some model families, more than positions
     std::shared_ptr<mtmd_input_chunk> chunk;
     std::vector<float> embeddings;
 };
 
 class Projector {
   public:
-    // The projector in the GGUF file `path` for `model`.
+    // Loads the projector in the GGUF file `path` for `model`. Returns null with the reason in `error` if that fails.
     static std::unique_ptr<Projector> make(const std::string &path, const llama_model *model, int threads,
                                            std::string &error) noexcept;
     ~Projector();
@@ -52,14 +54,15 @@ class Projector {
     bool hears() const noexcept;
     int sample_rate() const noexcept;  // Hz; 0 without audio
 
-    // The placeholder of an item in the text of a prompt. It is random, so that no client can write it.
+    // The placeholder for an item in the text of a prompt. It is random, so that no client can write it.
     const std::string &marker() const noexcept { return marker_; }
 
-    // Appends the tokens of `item` to `tokens` and its media to `spans`. `n_batch`: tokens of a step.
+    // Encodes `item`. Appends its tokens to `tokens`, and its encoded parts to `spans`. `n_batch`: the most tokens of a
+    // step.
     bool add(const MediaItem &item, int n_batch, std::vector<llama_token> &tokens, std::vector<MediaSpan> &spans,
              std::string &error) const noexcept;
 
-    // Decodes a span into the cache of `sequence`; codes as `llama_decode`.
+    // Decodes a span into the KV cache of `sequence`. Returns a code as `llama_decode` does, or kDecodeThrew.
     int decode(llama_context *ctx, const MediaSpan &span, int sequence, int n_batch) const noexcept;
 
   private:

@@ -12,7 +12,7 @@
 
 namespace inferd {
 
-// Length of the character at `s` (1-4), 0 if it is incomplete, -1 if it is not UTF-8.
+// The length of the character at `s` (1-4), 0 if it is incomplete, or -1 if it is not UTF-8.
 inline int utf8_length(const unsigned char *s, size_t available) noexcept {
     const unsigned char lead = s[0];
     if (lead < 0x80) return 1;
@@ -48,8 +48,8 @@ class TextStream {
         for (const auto &stop : stops_) longest_ = std::max(longest_, stop.size());
     }
 
-    // Takes the bytes of one token and appends the releasable text to `out`. True when a stop string is complete: `out`
-    // then ends before it, and the caller pushes nothing more.
+    // Takes the bytes of one token, and appends the text that can be released to `out`. Returns true if a stop string
+    // is complete. Then `out` ends before the stop string, and the caller must not push more.
     bool push(const char *bytes, size_t n, std::string &out) {
         unfinished_.append(bytes, n);
         const size_t known = held_.size();
@@ -73,7 +73,7 @@ class TextStream {
         return false;
     }
 
-    // Ends the answer: appends the text held back for a possible stop string.
+    // Ends the answer: appends the text that was held back because it might have begun a stop string.
     void finish(std::string &out) {
         out += held_;
         held_.clear();
@@ -93,7 +93,7 @@ class TextStream {
         unfinished_.erase(0, at);
     }
 
-    // Length of the longest suffix of `held_` that could begin a stop string.
+    // The length of the longest suffix of `held_` that could begin a stop string.
     size_t possible_stop() const {
         size_t best = 0;
         for (const auto &stop : stops_) {

@@ -1,14 +1,16 @@
-// The number of threads for each decode step.
+// Chooses the number of threads for each step.
 //
 // ggml's threads wait for each other by spinning, some hundred times in a step. A thread that loses its core
 // to another program stalls all of them: two threads on two busy cores can be fifty times slower than one.
-// Therefore the governor measures. It times decode steps; now and then it runs a few steps with another count
-// and keeps the faster one; and it cuts off a step of several threads that takes much longer than usual
-// (`deadline`), to repeat it with half as many. Until it has measurements, the limit of a step is the time that
-// one thread alone needs, as measured when the model is loaded: a busy machine cannot stall a first prompt.
+// Therefore the governor measures. It times decode steps. Now and then it runs a few steps with another number of
+// threads, and keeps the faster number. If a step of several threads takes much longer than usual (`deadline`), the
+// governor cuts it off, and the step is repeated with half as many threads. Until there are measurements, a step may
+// take only as long as one thread alone would need, as measured when the model is loaded. So even the first prompt does
+// not stall on a busy machine.
 //
-// Times are microseconds of a monotonic clock. A step computes either `prompt` tokens or `rows` tokens of answers:
-// one of each sequence, and drafts. A decode step is compared only with decode steps of as many rows.
+// Times are microseconds of a monotonic clock. A step computes either `prompt` tokens of a prompt, or `rows` tokens of
+// answers (a decode step): one for each sequence, and draft tokens. A decode step is compared only with decode steps of
+// as many rows.
 #pragma once
 
 #include <algorithm>
@@ -20,30 +22,31 @@ namespace inferd {
 
 class ThreadGovernor {
   public:
-    // `fixed`: the operator set the count; it never changes and no step is cut off.
+    // `fixed`: the operator has set the number of threads. It never changes, and no step is cut off.
     ThreadGovernor(int threads, bool fixed, int max_rows)
         : max_(threads), threads_(threads), fixed_(fixed), pace_(max_rows + 1) {}
 
     int threads() const { return probing_ ? candidate_ : threads_; }
 
-    // The single-thread baseline: the time of one token on one thread.
+    // Sets the single-thread baseline: the time of one token on one thread.
     void set_single_thread_baseline(int64_t one_token) { one_token_ = static_cast<double>(one_token); }
 
     // Expected µs for each further prompt token, 0 = not known yet.
     double prompt_pace() const { return prompt_pace_; }
 
-    // While other sequences decode, the prompts between two of their steps take about `kPromptShare`. A long prompt
-    // gets a chunk of this many tokens, ...
+    // While other sequences decode, the prompt steps between two decode steps may take about `kPromptShare`. Returns
+    // how many tokens of a long prompt fit into that time.
     size_t chunk() const {
         return prompt_pace_ > 0 ? std::max(static_cast<size_t>(kPromptShare / prompt_pace_), kLeastChunk)
                                 : SIZE_MAX;
     }
-    // ... and short ones follow each other: whether `tokens`, the rest of a prompt, still fit after `spent` µs.
+    // Several short prompts can share `kPromptShare`: whether `tokens`, the rest of a prompt, still fit after `spent`
+    // µs.
     bool fits(int64_t spent, size_t tokens) const {
         return spent == 0 || (prompt_pace_ > 0 && spent + tokens * prompt_pace_ <= kPromptShare);
     }
 
-    // The expected time of a step, in µs, at the slower of one thread's pace and the prompt pace; 0 = not known yet.
+    // The expected time of a step, by the slower of the single-thread baseline and the prompt pace; 0 = not known yet.
     int64_t predicted(int rows, int prompt) const {
         return static_cast<int64_t>((rows + prompt) * std::max(one_token_, prompt_pace_));
     }
@@ -55,7 +58,7 @@ class ThreadGovernor {
         const bool known = (rows == 0 || pace.steps >= kEnough) && (prompt == 0 || prompt_pace_ > 0);
         if (!known && one_token_ == 0) return 0;
         const double usual = known ? (rows ? pace.mean : 0) + prompt * prompt_pace_ : (rows + prompt) * one_token_;
-        // Until the pace is known, the limit is the time of one thread. A probe of more threads gets less patience.
+        // Until the pace is known, the limit is the time of one thread. A probe with more threads is cut off earlier.
         const int patience = !known ? 1 : probing_ && candidate_ > threads_ ? 3 : 8;
         return now + std::max<int64_t>(static_cast<int64_t>(usual * patience), kShortestCut);
     }
@@ -70,7 +73,8 @@ class ThreadGovernor {
         if (above < static_cast<int>(pace_.size())) {
             return from + (pace_[above].mean - from) * (rows - below) / (above - below);
         }
-        // A row costs no less than a token of a prompt and no more than a step.
+        // No larger step was measured. A further row takes about the time of a token of a prompt, but at most that of
+        // an average row.
         const double row = prompt_pace_ > 0 ? std::min(prompt_pace_, from / below) : from / below / 2;
         return from + row * (rows - below);
     }
@@ -78,7 +82,7 @@ class ThreadGovernor {
     // Whether a comparison of thread counts is running or due. Only steps without drafts can be compared.
     bool comparing(int64_t now) const { return probing_ || (next_probe_ != 0 && now >= next_probe_ && max_ > 1); }
 
-    // A step took `elapsed`; `drafted` of its rows were drafts.
+    // Records that a step took `elapsed`, and that `drafted` of its rows were draft tokens.
     void measured(int64_t now, int rows, int prompt, int64_t elapsed, int drafted = 0) {
         if (prompt > 0) {
             const double cost = static_cast<double>(elapsed) / (rows + prompt);
@@ -88,38 +92,40 @@ class ThreadGovernor {
         }
     }
 
-    // The step was cut off at its deadline.
+    // Records that a step was cut off at its deadline.
     void stalled(int64_t now) {
         if (probing_) return end_probe(now, false);
         move_to(std::max(1, threads_ / 2));
-        // Trying more threads at once would meet the same busy program.
+        // Wait before trying more threads: the program that uses the cores is probably still running.
         backoff_ = std::min(backoff_ * 2, kLongestBackoff);
         next_probe_ = now + backoff_;
     }
 
   private:
     struct Pace {
-        double mean = 0;  // µs a step at `threads_`, smoothed
+        double mean = 0;  // µs per step with `threads_` threads, smoothed
         int steps = 0;
         int64_t last = 0;  // the number of its latest step among all decode steps
     };
 
-    // Steps until a mean counts as known; as many slow steps in a row mean that the machine has changed.
+    // After this many steps a mean counts as known. After as many slow steps in a row, the machine counts as busy.
     static constexpr int kEnough = 6;
-    // Decode steps after which the mean of a row count is stale, so that the cost of a draft is measured again. Steps
-    // of one row never go stale, so `usual` always has a base.
+    // A mean that is older than this many decode steps is not used, so that the cost of a draft is measured again. The
+    // mean of steps with one row is always used, so that `usual` has a base.
     static constexpr int64_t kForgotten = 500;
-    // Timed steps of a probe. One more runs before them, which also pays for waking the threads.
+    // How many steps of a probe are timed. One more step runs before them, which takes longer because it wakes threads.
     static constexpr int kProbeSteps = 3;
-    // µs; and the smallest chunk beside decoding sequences, so that every prompt advances.
+    // The time of the prompt steps between two decode steps.
     static constexpr double kPromptShare = 50'000;
+    // The smallest chunk of a prompt between two decode steps, so that every prompt advances.
     static constexpr size_t kLeastChunk = 16;
     // No step is cut off before this time, however short it usually is.
     static constexpr int64_t kShortestCut = 20'000;
-    // The first probe waits this long if several threads beat the single-thread baseline: they are plainly worth it.
+    // The first probe waits this long if several threads are faster than the single-thread baseline.
     static constexpr int64_t kConfidence = 10'000'000;
-    // The pause after a probe that found a better count, and the first one. Each probe without a gain, and each step
-    // that is cut off, doubles the pause up to the longest, so probing stays cheap while the machine stays busy.
+    // The pause before the next probe, at first and after a probe that found a better number of threads. Each probe
+    // without a gain, and each step that is cut off, doubles the pause up to the longest, so that probing stays cheap
+    // while the machine stays busy.
     static constexpr int64_t kFirstBackoff = 1'000'000;
     static constexpr int64_t kLongestBackoff = 64'000'000;
 
@@ -131,17 +137,17 @@ class ThreadGovernor {
     void measured_decode(int64_t now, int rows, int64_t elapsed, bool drafts) {
         if (probing_) {
             if (rows != probe_rows_) return end_probe(now, false);
-            // The first step after a change also pays for waking the threads.
+            // The first step after a change takes longer, because it wakes threads.
             if (++probe_steps_ > 1) probe_sum_ += elapsed;
             if (probe_steps_ <= kProbeSteps) return;
-            // Only a gain of 5 % changes the count.
+            // Only a gain of 5 % changes the number of threads.
             return end_probe(now, probe_sum_ / kProbeSteps < pace_[rows].mean * 0.95);
         }
         Pace &pace = pace_[rows];
         const bool known = pace.steps >= kEnough;
         pace.last = ++steps_;
         if (known && elapsed > pace.mean * 1.5) {
-            // Repeatedly slower than usual: another process is busy. Probe for a better count soon.
+            // If steps are repeatedly slower than usual, another process is busy. Probe for a better number soon.
             if (++slow_ >= kEnough) {
                 slow_ = 0;
                 backoff_ = kFirstBackoff;
@@ -155,7 +161,7 @@ class ThreadGovernor {
         pace.steps++;
         if (drafts || fixed_) return;
         if (known && next_probe_ == 0) {
-            // Threads that beat the single-thread baseline are kept for now; otherwise probe at once.
+            // Threads that are faster than the single-thread baseline are kept for now. Otherwise probe at once.
             next_probe_ = pace.mean < one_token_ * rows ? now + kConfidence : now;
         }
         if (known && now >= next_probe_ && max_ > 1) start_probe(rows);
@@ -191,7 +197,7 @@ class ThreadGovernor {
     int threads_;
     const bool fixed_;
     std::vector<Pace> pace_;
-    double prompt_pace_ = 0;  // µs a prompt token at `threads_`, smoothed
+    double prompt_pace_ = 0;  // µs per prompt token with `threads_` threads, smoothed
     double one_token_ = 0;
     bool probing_ = false;
     int candidate_ = 0;

@@ -1,8 +1,8 @@
 // Ends a preparation whose client has disconnected.
 //
-// A preparation (rendering, tokenising, compiling a grammar) runs in a pool thread and cannot be stopped from outside.
-// It polls its thread's flag, and throws when the flag is set. Work that cannot poll is `Stoppable`: while a `Watch` of
-// it lives, a cancel stops it.
+// The preparation of a request (rendering, tokenising, compiling a grammar) runs in a pool thread, which cannot be
+// stopped from outside. It polls the flag of its thread, and throws when the flag is set. Work that cannot poll is
+// `Stoppable`: a cancel stops the work while a `Watch` for it exists.
 #pragma once
 
 #include <atomic>
@@ -13,7 +13,7 @@ namespace inferd {
 
 class Stoppable {
   public:
-    // Ends the work for good; from any thread, also before or after the work.
+    // Ends the work for good. Callable from any thread, also before or after the work.
     virtual void stop() noexcept = 0;
 
   protected:
@@ -30,7 +30,7 @@ class CancelFlag {
 
     bool cancelled() const { return cancelled_.load(std::memory_order_relaxed); }
 
-    // The work that a cancel stops, null for none.
+    // Sets the work that a cancel stops, or none if null.
     void watch(Stoppable *work) {
         std::lock_guard<std::mutex> lock(mutex_);
         work_ = work;
@@ -53,7 +53,7 @@ inline void throw_if_cancelled() {
     if (is_cancelled()) throw std::runtime_error("its client has left");
 }
 
-// While it lives, a cancel of this thread's preparation stops `work`.
+// While a `Watch` exists, a cancel of its thread's preparation stops `work`.
 class Watch {
   public:
     explicit Watch(Stoppable &work) : flag_(cancel_flag) {

@@ -1,6 +1,6 @@
 // Limits for llama.cpp's grammar engine. A grammar comes from a client, but the engine expects trusted grammars: a
 // failed assertion ends the process, a parse error prints the grammar to stderr, and an ambiguous grammar can take
-// longer than the age of the universe to refuse one token. With patches/grammars.patch the engine calls these functions
+// longer than the age of the universe to refuse one token. patches/grammars.patch makes the engine call these functions
 // instead.
 #pragma once
 
@@ -14,21 +14,21 @@
 namespace inferd {
 
 inline thread_local std::string grammar_error;     // the reason why the last parse on this thread failed
-inline thread_local int64_t grammar_deadline = 0;  // of `thread_time`; matching gives up after it
-inline thread_local const std::atomic<bool> *grammar_stop = nullptr;  // ends matching once it is set
+inline thread_local int64_t grammar_deadline = 0;  // the `thread_time` after which matching gives up
+inline thread_local const std::atomic<bool> *grammar_stop = nullptr;  // matching gives up once this is set
 
 class ClientLeft final : public std::runtime_error {
   public:
     ClientLeft() : std::runtime_error("its client has left") {}
 };
 
-// Throws if `holds` is false, if the deadline of this thread has passed, or if its client has left.
+// Throws if `holds` is false, if this thread's deadline has passed, or if the client has disconnected.
 void grammar_step(bool holds);
 
 // Keeps the reason of a parse error for the client.
 void keep_grammar_error(const char *reason);
 
-// Nanoseconds of processor time of this thread, so that a busy machine does not make a grammar look slower.
+// The processor time of this thread in nanoseconds. Unlike the clock, it does not count other processes' time.
 inline int64_t thread_time() {
 #ifdef CLOCK_THREAD_CPUTIME_ID
     timespec now;

@@ -13,11 +13,11 @@ const char *const kTooMuchMemory = "the chat template takes too much memory";
 
 namespace {
 
-constexpr int64_t kMaxBytes = INT64_C(128) << 20;  // plus kMaxCopies times the input, which templates copy often
+constexpr int64_t kMaxBytes = INT64_C(128) << 20;  // plus kMaxCopies times the input, because templates copy it
 constexpr int64_t kMaxCopies = 16;
 constexpr int64_t kMaxBlocks = INT64_C(1) << 20;  // so that no value nests too deeply for its destructor
 constexpr int64_t kMaxNanoseconds = INT64_C(5'000'000'000);
-// The time for code that catches a breach to clean up. It is too short to run the template again.
+// After a breach, code that catches the exception has this time to clean up. It is too short to run the template again.
 constexpr int64_t kGraceNanoseconds = INT64_C(200'000'000);
 constexpr ptrdiff_t kMaxStack = 1 << 20;
 constexpr size_t kMaxSource = 64 << 10;  // the longest of the templates that llama.cpp knows has 17 KiB

@@ -16,20 +16,20 @@ namespace inferd {
 
 class Budget {
   public:
-    // The budget of a template with `input` bytes of data; at most one in a thread.
+    // The budget of a template with `input` bytes of data. A thread may have one budget at a time.
     explicit Budget(size_t input) noexcept;
     ~Budget();
     Budget(const Budget &) = delete;
     Budget &operator=(const Budget &) = delete;
 
-    // Throws if the budget was exceeded, even if the first exception was caught.
+    // Throws if the budget was exceeded, even if the interpreter caught the first exception.
     void check() const;
 };
 
 extern const char *const kTooMuchMemory;
 
-// Runs `body` within a budget. A breach is reported as such, even if its exception was caught. The limit of the process
-// covers allocations that the budget does not count.
+// Runs `body` within a budget. If the budget was exceeded, throws the budget's error, whatever `body` did with the
+// first exception. The error is the same if the process runs out of memory.
 template <typename Body>
 auto within_template_budget(size_t input, Body body) {
     const Budget budget(input);
@@ -45,7 +45,8 @@ auto within_template_budget(size_t input, Body body) {
     }
 }
 
-// Throws for a source that is too long or too deeply nested for the parser, which recurses on brackets and chains.
+// Throws for a source that is too long or too deeply nested for the parser, which recurses for brackets and for chains
+// of operators.
 void check_template_source(const std::string &source);
 
 }  // namespace inferd

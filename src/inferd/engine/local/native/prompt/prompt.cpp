@@ -21,10 +21,10 @@ namespace inferd {
 
 namespace {
 
-// The time that the templates of this thread see as the present; 0: the clock's.
+// The time that templates see as the present on this thread; 0: the time of the clock.
 thread_local std::time_t present = 0;
 
-// While it lives, the templates of its thread see this time.
+// While a `FrozenTime` exists, templates on its thread see its time.
 class FrozenTime {
   public:
     explicit FrozenTime(std::time_t time) { present = time; }
@@ -33,7 +33,7 @@ class FrozenTime {
     FrozenTime &operator=(const FrozenTime &) = delete;
 };
 
-// A noncharacter that `text` does not contain, to mark positions in it.
+// A Unicode noncharacter that `text` does not contain, to mark positions in the text.
 std::string unused_mark(const std::string &text) {
     for (unsigned char last = 0x90; last <= 0xAF; last++) {  // U+FDD0 to U+FDEF
         const std::string mark = {'\xEF', '\xB7', static_cast<char>(last)};
@@ -48,13 +48,13 @@ std::string without(const std::string &mark, std::string text) {
     return text;
 }
 
-// FNV-1a; `hash` continues an earlier one.
+// The FNV-1a hash of `text` between `from` and `to`. `hash` is the hash of the text before, if there is any.
 uint64_t hash_of(const std::string &text, size_t from, size_t to, uint64_t hash = 1469598103934665603u) {
     for (; from < to; from++) hash = (hash ^ static_cast<unsigned char>(text[from])) * 1099511628211u;
     return hash;
 }
 
-// Applies the template. If the prompt lacks text of a message, tries again without the thoughts of earlier turns, which
+// Applies the template. If the prompt lacks text of a message, tries again without the thinking of earlier turns, which
 // some templates put in place of the text. If there is no user message, the second try also turns system messages into
 // user messages. Throws if text is still missing.
 template <typename Apply>
@@ -76,7 +76,8 @@ common_chat_params apply_whole(common_chat_templates_inputs &inputs, Apply apply
 
 bool is_word(const common_grammar_trigger &trigger) { return trigger.type == COMMON_GRAMMAR_TRIGGER_TYPE_WORD; }
 
-// The triggers of a lazy grammar: a token if the word is one, else a pattern of the text.
+// Takes the triggers of a lazy grammar. A word becomes a trigger token if it is a single token, else a regular
+// expression.
 void take_triggers(const llama_vocab *vocab, const common_chat_params &params, Rendered &out) {
     for (const auto &trigger : params.grammar_triggers) {
         const std::string &value = trigger.value;
@@ -169,9 +170,10 @@ bool Prompts::turns_thinking_off() const noexcept {
     }
 }
 
-// Makes llama.cpp analyse the template for tools, which some models have besides their template. `turns_thinking_off`
-// did so for the other one. Analysed by a request, it would stay half analysed for all later requests if the client left
-// meanwhile, because the analysis takes a broken-off render for one that the template refuses.
+// Makes llama.cpp analyse the separate template for tools that some models have. `turns_thinking_off` has made it
+// analyse the other template. The analysis must not wait for a request: if the client disconnected meanwhile, the
+// analysis would take the interrupted render for a refusal of the template, and all later requests would use its wrong
+// result.
 void Prompts::analyse_for_tools() const noexcept {
     try {
         common_chat_templates_inputs inputs;
@@ -186,8 +188,9 @@ void Prompts::analyse_for_tools() const noexcept {
     }
 }
 
-// Renders a call with an object among its arguments, because llama.cpp's interpreter prints an object as nothing. True
-// also for a template that shows no calls or refuses this conversation.
+// Renders a call with an object among its arguments, to see whether the prompt shows the object: llama.cpp's
+// interpreter prints an object as an empty text. Also true for a template that shows no calls or refuses this
+// conversation.
 bool Prompts::shows_nested_arguments() const noexcept {
     try {
         common_chat_templates_inputs inputs;
@@ -208,10 +211,10 @@ bool Prompts::shows_nested_arguments() const noexcept {
     }
 }
 
-// Puts `mark` after the first character of every control token text in `text`. The template renders as before, and the
+// Puts `mark` after the first character of every text of a control token in `text`. The template renders as before. The
 // prompt is split at the marks before it is tokenised, so no piece contains a whole control token that the template did
-// not write. `text` is the request as JSON. No vocabulary has a control token with a quote or a backslash, so JSON's
-// escapes hide none.
+// not write. `text` is the request as JSON. JSON's escapes hide no control token, because no vocabulary has one with a
+// quote or a backslash.
 std::string Prompts::disarm(const std::string &text, const std::string &mark) const {
     std::string out;
     out.reserve(text.size());
@@ -227,10 +230,10 @@ std::string Prompts::disarm(const std::string &text, const std::string &mark) co
     return out;
 }
 
-// The positions in the prompt where the first and last user message and the last message begin, each with the control
-// token before its text. A message whose text is not found verbatim is left out.
+// The positions in the prompt where the first user message, the last user message and the last message begin. A message
+// begins with the control token before its text. A message whose text is not found verbatim is left out.
 std::vector<size_t> Prompts::turns(const std::vector<common_chat_msg> &messages, const std::string &prompt) const {
-    constexpr size_t kLongestHead = 64;  // bytes that a template puts between that token and the text
+    constexpr size_t kLongestHead = 64;  // the most bytes from that control token to the text
     const auto is_user = [](const common_chat_msg &message) { return message.role == "user"; };
     const auto first = std::find_if(messages.begin(), messages.end(), is_user) - messages.begin();
     const auto last = messages.rend() - std::find_if(messages.rbegin(), messages.rend(), is_user) - 1;
@@ -254,7 +257,7 @@ std::vector<size_t> Prompts::turns(const std::vector<common_chat_msg> &messages,
     return found;
 }
 
-// The longest control token whose text is at `at`, or null.
+// The longest text of a control token at the position `at`, or null.
 const std::string *Prompts::control_at(const std::string &text, size_t at) const {
     const std::string *found = nullptr;
     for (const auto &control : control_[static_cast<unsigned char>(text[at])]) {
@@ -264,8 +267,8 @@ const std::string *Prompts::control_at(const std::string &text, size_t at) const
     return found;
 }
 
-// The end of an answer's rendered text: the first control token after the answer's own control tokens. 0 if the prompt
-// has other control tokens in the answer.
+// The position in the prompt where an earlier answer ends: the first control token after those that are part of the
+// answer. 0 if the prompt shows other control tokens in the answer than the answer has.
 size_t Prompts::end_of_turn(const std::string &prompt, const KeptAnswer &answer) const {
     std::vector<std::string> own;
     for (llama_token token : answer.tokens) {
@@ -294,7 +297,7 @@ bool Prompts::render(const std::string &request, const MediaInput &media, const 
         common_chat_templates_inputs inputs;
         inputs.messages = common_chat_msgs_parse_oaicompat(marked.at("messages"));
         if (marked.contains("tools")) inputs.tools = common_chat_tools_parse_oaicompat(marked.at("tools"));
-        inputs.tool_choice = COMMON_CHAT_TOOL_CHOICE_NONE;  // the client's schemas make no grammar here
+        inputs.tool_choice = COMMON_CHAT_TOOL_CHOICE_NONE;  // no grammar is made from the client's schemas here
         inputs.enable_thinking = thinking;
         inputs.reasoning_format = COMMON_REASONING_FORMAT_AUTO;
         inputs.force_pure_content = plain.value("text_only", false);

@@ -1,4 +1,4 @@
-// Renders prompts with llama.cpp's `common`, which knows each family's template and format.
+// Renders prompts with llama.cpp's library `common`, which knows the templates and formats of the model families.
 //
 // Nothing here throws: a false return leaves the reason in `error`. Everything is thread-safe. Text of a client never
 // becomes a control token: see `disarm` in prompt.cpp.
@@ -33,23 +33,23 @@ struct KeptAnswer {
 
 // A rendered request, and the data to constrain and parse its answer.
 struct Rendered {
-    size_t length = 0;  // of the text that was tokenised, and its hash
+    size_t length = 0;  // the length and the hash of the text that was tokenised
     uint64_t hash = 0;
     std::vector<llama_token> tokens;
     std::vector<MediaSpan> media;    // the spans at kMediaToken
     std::vector<size_t> turns;       // tokens at which the first and last user message and the last message begin
-    std::vector<std::string> stops;  // further strings that end the family's turn
-    std::string grammar;             // of the family's tool or output format, or empty
+    std::vector<std::string> stops;  // further stop strings of the model family
+    std::string grammar;             // the GBNF of the family's format of calls or output, or empty
     bool lazy = false;               // the grammar applies only after a trigger
-    std::vector<std::string> triggers;  // patterns
+    std::vector<std::string> triggers;  // regular expressions
     std::vector<llama_token> trigger_tokens;
-    std::vector<std::string> trigger_words;  // the patterns if all of them are words; else empty
+    std::vector<std::string> trigger_words;  // the triggers as words, or empty if one of them is not a word
     bool thinks = false;                     // the template lets the model think first
-    std::string think_start;                 // the marks around the family's thoughts
+    std::string think_start;                 // the marks at the start and the end of the family's thinking
     std::vector<std::string> think_ends;
-    std::vector<llama_token> prefill;    // the part of the answer that is in the prompt, for the grammar
+    std::vector<llama_token> prefill;    // the part of the answer that is in the prompt; the grammar begins with it
     std::vector<llama_token> preserved;  // control tokens that the answer's parser needs as text
-    std::string syntax;                  // the parser of the answer, for `Reply`
+    std::string syntax;                  // the parser of the answer as JSON, for `Reply`
 };
 
 class Prompts {
@@ -66,25 +66,27 @@ class Prompts {
     // - `begun`: the beginning of the assistant's answer.
     // - `now`: the time that the template sees, in seconds since 1970; by default the clock's time.
     // - `thinking`: false asks the template to let the model answer at once.
-    // - `text_only`: true if the answer will not be parsed. Then no parser is made, which would cost several times the
-    //   rest.
-    // - `form`: makes the parser and grammar for more than text and thoughts; an object with `tools`, `tool_choice`
-    //   ("auto", "required") and `json_schema`. Its schemas may differ from those shown to the model.
+    // - `text_only`: true if the answer will not be parsed. Then no parser is made, because that would take several
+    //   times as long as the rest.
+    // - `form`: what the answer may contain besides text and thinking; the parser and the grammar are made for it. An
+    //   object with `tools`, `tool_choice` ("auto", "required") and `json_schema`. Its schemas may differ from those
+    //   shown to the model.
     // `kept` are earlier answers in ascending order; their tokens replace their text in the prompt.
     bool render(const std::string &request, const MediaInput &media, const std::vector<KeptAnswer> &kept,
                 Rendered &out, std::string &error) const noexcept;
 
-    // A prompt without a template: `text` verbatim, control tokens included. With a `suffix` the model fills in the
-    // middle; the vocabulary must have the control tokens for that.
+    // Makes a prompt without a template. Without a `suffix`, names of control tokens in `text` become control tokens.
+    // With a `suffix`, all text is plain text, and the model writes the text between `text` and `suffix`; the
+    // vocabulary must have the control tokens for that.
     bool raw(const std::string &text, const std::string *suffix, Rendered &out, std::string &error) const noexcept;
 
     bool supports_thinking() const noexcept { return thinking_; }
     bool supports_tools() const noexcept;
-    bool supports_calls() const noexcept;          // whether it shows earlier calls
-    bool supports_several_calls() const noexcept;  // whether it shows several of one turn
+    bool supports_calls() const noexcept;          // whether the template shows earlier calls
+    bool supports_several_calls() const noexcept;  // whether the template shows several calls of one turn
     bool supports_nested_arguments() const noexcept {
         return nested_;
-    }  // whether it shows objects in their arguments
+    }  // whether the template shows objects in the arguments of calls
 
   private:
     Prompts() = default;
@@ -100,7 +102,7 @@ class Prompts {
 
     const llama_vocab *vocab_ = nullptr;
     std::unique_ptr<common_chat_templates, void (*)(common_chat_templates *)> templates_{nullptr, nullptr};
-    std::vector<std::vector<std::string>> control_;  // control token texts by their first byte
+    std::vector<std::vector<std::string>> control_;  // the texts of control tokens, by their first byte
     bool nested_ = true, thinking_ = false;
 };
 

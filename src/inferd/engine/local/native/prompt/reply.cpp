@@ -32,7 +32,7 @@ bool Reply::feed(const std::string &text, bool last, std::string &news, std::str
         text_ += text;
         const common_chat_msg message = common_chat_parse(text_, !last, *params_);
         common_json out = common_json::object();
-        // Text already sent stays, even if the longer answer parses differently.
+        // Text that was already returned stays, even if the longer answer parses differently.
         auto show = [&out](const char *key, const std::string &whole, size_t &shown) {
             if (whole.size() > shown) {
                 out[key] = whole.substr(shown);
@@ -60,8 +60,8 @@ bool Reply::feed(const std::string &text, bool last, std::string &news, std::str
     });
 }
 
-// Where the bytes of `content` from `from` on stand in the answer. `common_chat_parse` keeps no places, so this parses
-// once more.
+// The places in the answer of the bytes of `content` from `from` on. `common_chat_parse` does not report places, so
+// this parses the answer again.
 std::vector<std::array<size_t, 2>> Reply::places(const std::string &content, size_t from) const {
     if (from >= content.size()) return {};
     if (params_->parser.empty()) return {{from, content.size()}};

@@ -1,4 +1,4 @@
-// Parses answers with llama.cpp's `common`, which knows each family's format of thoughts and tool calls.
+// Parses answers with llama.cpp's library `common`, which knows each family's format of thinking and tool calls.
 //
 // Nothing here throws: a false return leaves the reason in `error`. A `Reply` is used by one thread at a time.
 #pragma once
@@ -15,14 +15,14 @@ namespace inferd {
 // An answer, parsed while it grows.
 class Reply {
   public:
-    // `syntax` comes from `render`. With `places`, news tell where their text stands.
+    // `syntax` comes from `Prompts::render`. With `places`, `feed` also reports the places of the text in the answer.
     static std::unique_ptr<Reply> make(const std::string &syntax, bool places, std::string &error) noexcept;
     ~Reply();
 
-    // Takes more text of the answer, `last` with its end. Sets `news` to a JSON object with the new parts: `thinking`
-    // and `text` (strings to append), `tools` (whole calls: id, name, arguments as JSON text), `places` (of `text` in
-    // the answer: [begin, end) in bytes; fewer if the parser changed bytes). False: the answer does not fit the
-    // family's format.
+    // Takes more text of the answer; `last` means that the answer has ended. Sets `news` to a JSON object with the new
+    // parts: `thinking` and `text` (strings to append), `tools` (whole calls: id, name, arguments as JSON text) and
+    // `places` (of `text` in the answer: [begin, end) in bytes; text that the parser changed has no place). Returns
+    // false if the answer does not fit the family's format.
     bool feed(const std::string &text, bool last, std::string &news, std::string &error) noexcept;
 
   private:

@@ -28,7 +28,7 @@ std::string at_place(const std::string &reason, const std::string &source, size_
     return reason + " at line " + std::to_string(line) + ", column " + std::to_string(column);
 }
 
-// The first line of a lexer or parser error; the source that they quote below it has no line number.
+// The first line of an error of the lexer or parser. The lines below it quote the source without a line number.
 std::string reason_of(std::string what) {
     what.resize(std::min(what.find('\n'), what.size()));
     for (const std::string prefix : {"lexer: ", "parser: ", "Parser Error: "}) {
@@ -62,7 +62,8 @@ void parse_template(const std::string &source) {
     }
     const std::string what = parse_error(read.tokens, read.source);
     if (what.empty()) return;
-    // The error is at the last token of the shortest prefix with the same error; a shorter prefix just ends too early.
+    // The shortest prefix with the same error ends with the wrong token. A shorter prefix has another error, because it
+    // ends too early.
     size_t without = 0, with = read.tokens.size();
     while (with - without > 1) {
         const size_t middle = (without + with) / 2;

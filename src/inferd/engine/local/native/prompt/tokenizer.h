@@ -1,4 +1,4 @@
-// Tokenises a rendered prompt: its pieces of text, its media, and earlier answers with known tokens.
+// Tokenises a rendered prompt, which has text, media, and earlier answers whose tokens are known.
 #pragma once
 
 #include <algorithm>
@@ -16,13 +16,13 @@ inline std::vector<llama_token> tokenize(const llama_vocab *vocab, const std::st
     return common_tokenize(vocab, text, add_special, true);
 }
 
-// A position in a prompt: the start of a turn, or an answer from `at` to `end` with known tokens.
+// A position in a prompt: the start of a turn, or an answer from `at` to `end` whose tokens are `instead`.
 struct Cut {
     size_t at, end;
     const std::vector<llama_token> *instead = nullptr;
 };
 
-// Tokenises a prompt: splits it at every mark, tokenises each piece, and puts media spans in place of their markers.
+// Splits a prompt at every `mark` (see `Prompts::disarm`), tokenises each piece, and replaces media markers by media.
 class Tokenizer {
   public:
     Tokenizer(const llama_vocab *vocab, const MediaInput &media, Rendered &out)
@@ -55,7 +55,7 @@ class Tokenizer {
 
     struct Part {
         std::string text;
-        size_t item;  // the medium before the text
+        size_t item;  // the number of the image or sound before the text, or kText
         const Cut *cut = nullptr;
     };
 
@@ -82,7 +82,7 @@ class Tokenizer {
         }
     }
 
-    // Takes the text after a marker: the number of the medium, `>`, and text.
+    // Takes the text after a media marker: the number of the image or sound, `>`, and text.
     void add_place(const std::string &text) {
         const size_t end = text.find_first_not_of("0123456789");
         if (end == 0 || end > kMostDigits || end == std::string::npos || text[end] != '>')
@@ -90,7 +90,7 @@ class Tokenizer {
         parts_.push_back({text.substr(end + 1), std::stoul(text.substr(0, end))});
     }
 
-    // Before encoding, checks that the template puts each medium in exactly one place.
+    // Before media are encoded, checks that the template shows each image or sound exactly once.
     void check_media() const {
         std::vector<int> places(media_.items.size());
         for (const auto &part : parts_) {

@@ -12,7 +12,7 @@ namespace inferd {
 
 class WholeText {
   public:
-    // The first of `messages` whose text is not in `prompt`, ignoring whitespace; -1 if every text is.
+    // The index of the first message whose text is not in `prompt`, ignoring whitespace; -1 if every text is.
     static int missing(const std::vector<common_chat_msg> &messages, const std::string &prompt) {
         for (size_t i = 0; i < messages.size(); i++) {
             const auto &message = messages[i];
@@ -29,7 +29,7 @@ class WholeText {
     static constexpr int kTries = 200;  // occurrences of the first word to try
 
     static bool holds(const std::string &prompt, const common_chat_msg &message, const std::string &text) {
-        // A template may drop the thoughts of an answer, and reformat a JSON result.
+        // A template may leave out the thinking in an answer, and may format a JSON result differently.
         if (message.role == "assistant" && text.find("</think>") != std::string::npos) return true;
         const size_t first = text.find_first_not_of(" \t\r\n");
         if (first == std::string::npos || prompt.find(text) != std::string::npos) return true;

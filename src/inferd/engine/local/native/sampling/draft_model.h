@@ -1,13 +1,13 @@
-// A small model that drafts for a larger one with the same vocabulary.
+// Drafts the tokens of answers with a small model, which has the same vocabulary as the model that answers.
 //
-// It has its own context with a slot for each slot of the engine. A slot holds the tokens that the small model has
-// computed; where they differ from the tokens of the job, the rest is cut off. All jobs of a step are drafted together.
-// A draft ends where the small model is unsure.
+// The draft model has its own context with a slot for each slot of the engine. A slot holds the tokens that the draft
+// model has computed. From the first token that differs from the tokens of the job, they are removed. All jobs of a
+// step are drafted together. A draft ends where the draft model is unsure.
 //
 // `Earnings` compares the time that the drafts took with the time that their accepted tokens saved. If the
 // drafts do not pay, drafting pauses, each time for longer.
 //
-// Belongs to the engine thread. Times are microseconds.
+// Only the engine thread uses this. Times are microseconds.
 #pragma once
 
 #include <algorithm>
@@ -39,14 +39,14 @@ inline bool same_vocabulary(const llama_vocab *one, const llama_vocab *other) {
 // Whether the drafts of a model have paid for their time lately.
 class Earnings {
   public:
-    // Counts a step of the answers; false while drafting pauses.
+    // Counts a decoding step. Returns false while drafting pauses.
     bool due() {
         if (pause_ == 0) return true;
         pause_--;
         return false;
     }
 
-    // A step with drafts took `cost` more than without them, and saved `saved`.
+    // Records that the drafts of a step took the time `cost`, and that their accepted tokens saved the time `saved`.
     void add(double cost, double saved) {
         balance_ += (saved - cost - balance_) / kMemory;
         if (++steps_ < kTrial) return;
@@ -54,7 +54,7 @@ class Earnings {
         next_pause_ = kShortestPause;
     }
 
-    // Pauses, twice as long as the last time unless drafts have paid since.
+    // Pauses drafting, for twice as long as the last time unless drafts have paid since.
     void rest() {
         pause_ = next_pause_;
         next_pause_ = std::min(2 * next_pause_, kLongestPause);
@@ -71,7 +71,7 @@ class Earnings {
     int steps_ = 0, pause_ = 0, next_pause_ = kShortestPause;
 };
 
-// A job that wants a draft: `tokens` are those it has, `most` is the length of the draft that it has room for.
+// A job that wants a draft of at most `most` tokens. `tokens` are its prompt and its answer so far.
 struct DraftWanted {
     int slot = 0;
     const Tokens *tokens = nullptr;
@@ -81,8 +81,8 @@ struct DraftWanted {
 
 class DraftModel {
   public:
-    // With the settings of the engine's context. Null if llama.cpp cannot make the context or the model cannot drop
-    // the end of a sequence.
+    // Makes a context with `params`, the settings of the engine's context. Returns null if llama.cpp cannot make it, or
+    // if the model cannot shorten a sequence.
     static std::unique_ptr<DraftModel> make(llama_model *model, llama_context_params params, int n_slots,
                                             void *pool) {
         if (llama_model_is_recurrent(model) || llama_model_is_hybrid(model)) return nullptr;
@@ -107,7 +107,8 @@ class DraftModel {
         if (shared) llama_attach_threadpool(ctx_, shared, shared);
     }
 
-    // Decodes a token, which brings the weights into memory and measures a step. False if llama.cpp cannot.
+    // Decodes a token twice, which reads the weights into memory and measures a step. Returns false if llama.cpp
+    // cannot.
     bool warm_up() {
         for (int turn = 0; turn < 2; turn++) {
             begin();
@@ -125,18 +126,18 @@ class DraftModel {
 
     void set_threads(int threads) { llama_set_n_threads(ctx_, threads, threads); }
 
-    // The time that a draft of `n` tokens takes when only the last few tokens are missing.
+    // The time that a draft of `n` tokens takes if the slot lacks only the last few tokens of the job.
     double expected(size_t n) const { return step_us_ * static_cast<double>(n + 1); }
 
-    // How long the tokens that a slot lacks would take.
+    // The time that it takes to compute the tokens that the job's slot lacks.
     double behind(const DraftWanted &wanted) const {
         const size_t known = agreed(slots_[wanted.slot], *wanted.tokens);
         return token_us_ * static_cast<double>(wanted.tokens->size() - known);
     }
 
-    // Fills the `draft` of each job. If a slot lacks tokens of its job, each call computes as many of them as fit into
-    // `allowance` µs; the draft stays empty until none is missing. Returns the µs spent on the drafts, without the
-    // missing tokens; negative if llama.cpp failed or the step was cut off.
+    // Fills the `draft` of each job. If slots lack tokens of their jobs, each call computes as many of them as fit into
+    // `allowance` µs, and the draft of a job stays empty until its slot has all tokens. Returns the µs spent on the
+    // drafts, without the time for lacking tokens, or a negative number if llama.cpp failed or the step was cut off.
     double draft(std::vector<DraftWanted> &all, double allowance) {
         const size_t limit = std::clamp<size_t>(static_cast<size_t>(allowance / token_us_), kLeastChunk, n_batch_);
         std::vector<DraftWanted *> active, next;
@@ -180,8 +181,8 @@ class DraftModel {
     Earnings earnings;
 
   private:
-    static constexpr size_t kLeastChunk = 16;  // missing tokens that each call may compute, whatever the allowance
-    static constexpr int kFew = 8;             // so many missing tokens take hardly longer than one
+    static constexpr size_t kLeastChunk = 16;  // lacking tokens that each call may compute, whatever the allowance
+    static constexpr int kFew = 8;             // computing this many lacking tokens takes hardly longer than one
     static constexpr double kSure = 0.5;       // a draft ends when it is less likely than this as a whole
 
     DraftModel(const llama_model *model, llama_context *ctx, int n_slots)
@@ -192,13 +193,14 @@ class DraftModel {
 
     static void smooth(double &mean, double value) { mean += (value - mean) / 8; }
 
-    // How many tokens of a slot agree with a job. The last token of the job does not count: it is always computed.
+    // How many first tokens of a slot equal those of a job. The last token of the job is always computed, so it does
+    // not count.
     static size_t agreed(const Tokens &held, const Tokens &tokens) {
         const size_t most = std::min(held.size(), tokens.size() - 1);
         return std::mismatch(held.begin(), held.begin() + most, tokens.begin()).first - held.begin();
     }
 
-    // Adds the tokens that a slot lacks to the batch of at most `limit`; true if all of them are in it.
+    // Adds the tokens that a slot lacks to the batch, which may have `limit` tokens. Returns whether all of them fit.
     bool catch_up(const DraftWanted &wanted, size_t limit) {
         Tokens &held = slots_[wanted.slot];
         const size_t known = agreed(held, *wanted.tokens);
@@ -212,7 +214,7 @@ class DraftModel {
         const size_t end = std::min(wanted.tokens->size(), known + limit - batch_.n_tokens);
         for (size_t i = known; i < end; i++) {
             const llama_token token = (*wanted.tokens)[i];
-            if (token < 0 || token >= n_vocab_) return false;  // the tokens before it stay in the batch
+            if (token < 0 || token >= n_vocab_) return false;  // the batch keeps the tokens before this one
             add(wanted.slot, token, i, i + 1 == wanted.tokens->size());
         }
         chances_[wanted.slot] = 1;
@@ -231,7 +233,7 @@ class DraftModel {
         if (logits) rows_[slot] = row;
     }
 
-    // Decodes the batch. After a failure its slots are empty.
+    // Decodes the batch. If that fails, empties the slots of the batch.
     bool compute() {
         const int code = decode(ctx_, batch_);
         llama_synchronize(ctx_);
@@ -251,7 +253,7 @@ class DraftModel {
         slots_[slot].clear();
     }
 
-    // The likeliest next token of a slot, or -1 if the draft has become unlikely with it.
+    // The likeliest next token of a slot, or -1 if the draft with this token is unlikely as a whole.
     llama_token likeliest(int slot) {
         const float *logits = llama_get_logits_ith(ctx_, rows_[slot]);
         if (!logits) return -1;
@@ -267,9 +269,10 @@ class DraftModel {
     const size_t n_ctx_, n_batch_;
     std::vector<Tokens> slots_;    // the tokens that each slot has computed
     std::vector<int> rows_;        // the row of each slot's logits
-    std::vector<double> chances_;  // of each slot's draft as a whole
+    std::vector<double> chances_;  // the probability of each slot's draft as a whole
     llama_batch batch_;
-    double step_us_ = 1, token_us_ = 1;  // of a step with one token of each job; of a token in a large step
+    // The time of a step with one token for each job, and the time of a token in a step with many tokens.
+    double step_us_ = 1, token_us_ = 1;
 };
 
 }  // namespace inferd

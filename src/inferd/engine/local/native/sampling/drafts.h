@@ -1,15 +1,15 @@
-// Speculative decoding: drafts the tokens that an answer is expected to continue with.
+// Speculative decoding: drafts the tokens with which an answer is expected to continue.
 //
 // A step computes a draft in the same batch as the last token of its sequence. The answer's tokens are then sampled
 // from the rows of logits in order, each as in a separate step, up to the first that differs from the draft. So a
-// draft changes how many steps an answer takes and never the choice of a token.
+// draft changes how many steps an answer takes, but never which token is chosen.
 //
-// A draft has three sources: text that the grammar forces, the tokens that followed an earlier occurrence of the last
-// tokens in the prompt or the answer, and a draft model (draft_model.h) where it is more often right. Every draft,
-// computed or not, is compared with the answer. That acceptance rate and the measured time of larger steps decide how
-// many draft tokens are worth computing.
+// A draft comes from one of three sources: the tokens that the grammar forces, the tokens that followed an earlier
+// occurrence of the last tokens in the prompt or the answer, or a draft model (draft_model.h) if it is more often
+// right. Every draft, computed or not, is compared with the answer. The resulting acceptance rate and the measured time
+// of larger steps decide how many draft tokens are worth computing.
 //
-// Belongs to one sequence and to the engine thread.
+// A `Drafter` belongs to one sequence. Only the engine thread uses it.
 #pragma once
 
 #include <algorithm>
@@ -28,12 +28,13 @@ class Drafter {
   public:
     // The most draft tokens in a step, over all its sequences.
     static constexpr size_t kMost = 15;
-    // The least gain of a draft: costs and rates are known too roughly for a smaller one.
+    // A draft must raise the tokens per second by at least this share: times and acceptance rates are known too roughly
+    // for a smaller gain.
     static constexpr double kLeastGain = 0.2;
 
     const Tokens &draft() const { return draft_; }
 
-    // Drafts the continuation of `tokens`; `forced` are the tokens that a grammar forces there, and come first.
+    // Drafts the continuation of `tokens`. If the grammar forces tokens there, these `forced` tokens are the draft.
     void look(const llama_vocab *vocab, const Tokens &tokens, Tokens forced) {
         from_ = forced.empty() ? Source::repeated : Source::forced;
         draft_ = std::move(forced);
@@ -44,7 +45,7 @@ class Drafter {
     // Whether a draft model is more likely to be right than the draft.
     bool unsure() const { return from_ != Source::forced && (draft_.empty() || chance_of(0) < model_chance_); }
 
-    // Replaces the draft by that of a draft model, if there is one.
+    // Replaces the draft by `of_model`, the draft of a draft model, unless that is empty.
     void take(const llama_vocab *vocab, Tokens of_model) {
         if (of_model.empty()) return;
         from_ = Source::model;
@@ -54,8 +55,8 @@ class Drafter {
 
     bool from_model() const { return from_ == Source::model; }
 
-    // How many tokens of the draft are likely to be accepted, at most `most`. `sequences` share the step, and with
-    // more of them drafts are shorter.
+    // How many tokens of the draft are likely to be accepted, at most `most`. The more `sequences` share the step, the
+    // shorter is the draft of each.
     size_t promising(int sequences, size_t most) const {
         double chance = 1;
         size_t n = 0;
@@ -64,7 +65,7 @@ class Drafter {
     }
 
     // How many tokens of the draft are worth their time in a step that has `rows` rows without them. A draft may slow
-    // the other sequences only a little (`kMostSlower`).
+    // down the other sequences only a little (`kMostSlower`).
     size_t worth(const ThreadGovernor &governor, int sequences, int rows, size_t most) const {
         const double plain = governor.usual(sequences);
         if (plain == 0) return 0;
@@ -83,7 +84,7 @@ class Drafter {
         return found;
     }
 
-    // The answer continued with the last of `tokens`.
+    // Records that the answer continued with the last of `tokens`.
     void came(const Tokens &tokens) {
         const llama_token token = tokens.back();
         if (at_ < draft_.size()) {
@@ -107,8 +108,8 @@ class Drafter {
     enum class Source { forced, repeated, model };
 
     static constexpr size_t kLeastMatch = 3;        // fewer equal tokens predict nothing
-    static constexpr size_t kLongestMatch = 32;     // a longer match is no more likely to continue
-    static constexpr size_t kFarthest = 32 * 1024;  // tokens to look back
+    static constexpr size_t kLongestMatch = 32;     // a longer match makes the continuation no likelier
+    static constexpr size_t kFarthest = 32 * 1024;  // how many tokens to look back
     static constexpr float kMemory = 16;            // tokens over which an acceptance rate is averaged
     static constexpr double kLikely = 0.5;
     static constexpr double kMostSlower = 1.05;  // the factor by which a draft may slow a shared step
@@ -120,7 +121,7 @@ class Drafter {
         return from_ == Source::forced ? forced_chance_ : model_chance_;
     }
 
-    // Cuts the draft before an end of the answer and before media, and to the size that a step has room for.
+    // Ends the draft before a token that ends the answer or stands for media, and limits it to kMost tokens.
     void cut(const llama_vocab *vocab) {
         at_ = 0;
         const auto no_text = [&](llama_token token) { return token < 0 || llama_vocab_is_eog(vocab, token); };
@@ -128,7 +129,7 @@ class Drafter {
         if (draft_.size() > kMost) draft_.resize(kMost);
     }
 
-    // The class of a match: less than 4, 8, 16 or 32 tokens, or more.
+    // The class of a match by its length: less than 4, 8, 16 or 32 tokens, or more.
     static size_t length_class(size_t matched) {
         size_t found = 0;
         for (size_t bound = 4; found < 4 && matched >= bound; bound *= 2) found++;
@@ -162,9 +163,10 @@ class Drafter {
 
     Tokens draft_;
     Source from_ = Source::repeated;
-    size_t at_ = 0;       // draft tokens that the answer has matched
-    size_t source_ = 0;   // index of the token that the repeated text continues with; 0: nothing repeats
-    size_t matched_ = 0;  // equal tokens before it
+    size_t at_ = 0;  // how many draft tokens the answer has matched
+    size_t source_ =
+        0;  // index of the token after the earlier occurrence of the last tokens; 0: they do not repeat
+    size_t matched_ = 0;  // how many tokens before `source_` equal the last tokens
     // Acceptance rates by source: forced tokens, tokens of a draft model, repeated tokens by the length of the match.
     float forced_chance_ = 0.9f, model_chance_ = 0.8f;
     std::array<float, 5> repeat_chance_ = {0.4f, 0.5f, 0.7f, 0.8f, 0.9f};

@@ -1,5 +1,5 @@
-// Checks a client's grammar (GBNF) before llama.cpp parses it. That parser recurses into parentheses and expands a
-// repeated item as often as it may repeat.
+// Checks a client's grammar (GBNF) before llama.cpp parses it. llama.cpp's parser recurses into parentheses, and copies
+// a repeated item as many times as it may occur.
 #pragma once
 
 #include <algorithm>
@@ -43,7 +43,7 @@ class GbnfCheck {
         }
     }
 
-    // The number of elements between the quotes or brackets.
+    // Skips a quoted text or a set in brackets, and returns the number of its elements.
     uint64_t skip_quoted(char closing) {
         uint64_t n = 0;
         for (at_++; at_ < text_.size() && text_[at_] != closing; at_++, n++) {
@@ -84,7 +84,7 @@ class GbnfCheck {
 
     const std::string &text_;
     size_t at_ = 0;
-    uint64_t item_ = 0;  // elements of the item before a repetition
+    uint64_t item_ = 0;  // the number of elements of the last item, which a repetition repeats
     uint64_t expanded_ = 0;
 };
 

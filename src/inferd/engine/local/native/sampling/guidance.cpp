@@ -98,9 +98,10 @@ constexpr size_t kMaxItems = 20'000;
 // Items of a grammar, whose compilation cannot be interrupted: about six for each schema.
 constexpr size_t kMaxGrammar = 60'000;
 
-// The lengths of text in JSON strings by which llguidance slices the vocabulary. A mask takes a slice as a whole where
-// the grammar allows all of it, and walks through the tokens of the others. The default slices of llguidance are
-// 10, 30 and any length. With these slices, masks of strings with a `maxLength` take three quarters of the time.
+// llguidance divides the tokens of JSON strings into slices, by the greatest length of their text. If the grammar
+// allows all tokens of a slice, a mask takes the whole slice at once; otherwise it checks each token of the slice. The
+// default lengths of llguidance are 10, 30 and any length. With these lengths, masks of strings with a `maxLength` take
+// three quarters of the time.
 constexpr int kSliceLengths[] = {1, 2, 3, 4, 5, 6, 8, 12};
 
 std::vector<std::string> slices() {
@@ -124,7 +125,7 @@ std::string piece_of(const llama_vocab *vocab, llama_token token, bool special) 
     return piece;
 }
 
-// The bytes of a token for llguidance. A token without text occurs in no answer.
+// The bytes of a token for llguidance, which never chooses a token without bytes.
 std::string bytes_of(const llama_vocab *vocab, llama_token token) {
     const auto attributes = llama_vocab_get_attr(vocab, token);
     if (llama_vocab_is_eog(vocab, token) || (attributes & (LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_UNKNOWN))) {
@@ -150,7 +151,8 @@ std::vector<llama_token> tokens_of(const llama_vocab *vocab, const std::string &
     };
     auto tokens = make(text);
     if (is_text(tokens)) return tokens;
-    // Some vocabularies put a blank before any text. Tokenise with a leading line break, and remove both again.
+    // Some tokenizers put a blank before any text. Tokenise the text after a line break, and remove the tokens of the
+    // blank and the line break.
     const auto first = make("\n");
     auto all = make("\n" + text);
     if (all.size() < first.size() || !std::equal(first.begin(), first.end(), all.begin())) return tokens;
@@ -158,7 +160,7 @@ std::vector<llama_token> tokens_of(const llama_vocab *vocab, const std::string &
     return is_text(all) ? all : tokens;
 }
 
-// llguidance calls this to tokenise forced text, and checks that the tokens have these bytes.
+// llguidance calls this to tokenise forced text, and checks that the tokens have the same bytes as the text.
 size_t tokenize(const void *user, const uint8_t *bytes, size_t n_bytes, uint32_t *out, size_t n_out) {
     std::string error;
     size_t n = 0;

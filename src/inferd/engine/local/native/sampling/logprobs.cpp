@@ -20,7 +20,7 @@ struct Choice {
     float logit;
 };
 
-// The `most` likeliest tokens, best first; equal ones in the order of the vocabulary.
+// The `most` likeliest tokens, the likeliest first. Equally likely tokens are in the order of the vocabulary.
 std::vector<Choice> likeliest(const float *logits, int32_t n_vocab, size_t most) {
     std::vector<Choice> best;
     const auto less = [](float logit, const Choice &other) { return logit > other.logit; };
@@ -39,13 +39,13 @@ std::vector<Choice> likeliest(const float *logits, int32_t n_vocab, size_t most)
     return best;
 }
 
-// The log of the sum of e^logit: subtract it from a logit for the log-probability.
+// The logarithm of the sum of e^logit. A logit minus this number is the log-probability of its token.
 double normaliser(const float *logits, int32_t n_vocab) {
     const float top = greatest(logits, n_vocab);
     return top + std::log(sum_of_exp(logits, n_vocab, top));
 }
 
-// A record without its closing brace.
+// The record of a token, without its closing brace.
 std::string opened(const llama_vocab *vocab, llama_token token, double logprob) {
     const std::string text = common_token_to_piece(vocab, token, true);
     char number[32];

@@ -1,8 +1,9 @@
 // Top-p sampling without sorting the vocabulary.
 //
-// The result is the same set as llama.cpp's top-p: the likeliest tokens up to and including the one that reaches `p`,
-// except for sums within a float's rounding of `p`. One comparison each rules out nearly all tokens: those so unlikely
-// that all of them together have less than the remaining 1 - `p`. Throws only when out of memory.
+// The result is the same set as that of llama.cpp's top-p: the likeliest tokens, up to and including the one with which
+// their sum reaches `p`. The sets may differ if a sum equals `p` within the rounding of a float. Nearly all tokens are
+// ruled out by one comparison each: all tokens below a certain logit together have less than 1 - `p`. Throws only when
+// out of memory.
 #pragma once
 
 #include <algorithm>
@@ -16,7 +17,7 @@
 
 namespace inferd {
 
-// Rows of numbers are read in blocks of this size, each with a loop that compilers turn into vector instructions.
+// Rows of numbers are read in blocks of this size. Compilers turn the loop over a block into vector instructions.
 constexpr int kBlock = 64;
 
 // Calls `take(id)` for every id of `first` ≤ id < `n` whose logit is above `bar`, which `take` may raise.
@@ -48,8 +49,8 @@ inline float greatest(const float *values, int32_t n) {
     return found;
 }
 
-// e^(value - top) for each value, none above `top`, with a relative error of 2e-7. The loops have no call and no
-// branch, so that compilers vectorise them.
+// e^(value - top) for each value of a block, with a relative error of 2e-7. No value may be above `top`. The loops have
+// no call and no branch, so that compilers vectorise them.
 inline void exp_block(const float *values, float top, float *out) {
     float rest[kBlock], power[kBlock];
     int32_t twos[kBlock];
@@ -74,12 +75,12 @@ inline void exp_block(const float *values, float top, float *out) {
     }
 }
 
-// The sum of e^(value - top).
+// The sum of e^(value - top) over all values.
 inline double sum_of_exp(const float *values, int32_t n, float top) {
     double sum = 0;
     for (int32_t at = 0; at + kBlock <= n;) {
         float lanes[kBlock] = {}, powers[kBlock];
-        // Few enough additions per lane that a float's rounding does not matter.
+        // Each lane adds at most 64 numbers, so few that the rounding of a float does not matter.
         for (int turn = 0; turn < 64 && at + kBlock <= n; turn++, at += kBlock) {
             exp_block(values + at, top, powers);
             for (int i = 0; i < kBlock; i++) lanes[i] += powers[i];
@@ -95,7 +96,7 @@ inline size_t heaviest(std::vector<llama_token_data> &candidates, double mass) {
     const auto better = [](const llama_token_data &a, const llama_token_data &b) {
         return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
     };
-    size_t first = 0, last = candidates.size();  // the end of the set lies between
+    size_t first = 0, last = candidates.size();  // the set ends between `first` and `last`
     while (last - first > 64) {
         const size_t middle = first + (last - first) / 2;
         std::nth_element(candidates.begin() + first, candidates.begin() + middle, candidates.begin() + last,

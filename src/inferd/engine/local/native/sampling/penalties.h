@@ -1,4 +1,4 @@
-// Penalties on recent tokens: llama.cpp's rule, applied to their few logits only.
+// Penalties on recent tokens, by llama.cpp's formula. Only the logits of those few tokens are touched.
 #pragma once
 
 #include <cstddef>
@@ -17,7 +17,8 @@ class Penalties {
         : repeat_(repeat), presence_(presence), frequency_(frequency),
           any_(repeat != 1.0f || presence != 0.0f || frequency != 0.0f) {}
 
-    // `logits` of `n` tokens with the penalties: unchanged if none applies, else a copy valid until the next call.
+    // Returns the `n` logits with the penalties: `logits` itself if none applies, else a copy that is valid until the
+    // next call.
     const float *apply(const float *logits, size_t n) {
         if (counts_.empty()) return logits;
         penalised_.assign(logits, logits + n);
@@ -41,7 +42,7 @@ class Penalties {
     }
 
   private:
-    static constexpr size_t kWindow = 64;  // tokens; the default of other servers
+    static constexpr size_t kWindow = 64;  // how many tokens are recent; the default of other servers
 
     float repeat_ = 1, presence_ = 0, frequency_ = 0;
     bool any_ = false;

@@ -1,10 +1,10 @@
 // Samples a token from logits.
 //
-// The order of the chain: penalties, top-k, top-p, min-p, temperature, draw; temperature 0 takes the best token.
-// Shortcuts give the same result in less time: penalties change only the tokens that they apply to, the best token
-// needs no candidate list, and one pass over the vocabulary selects the top-k, or the top-p without a top-k. A grammar
-// or a guide checks only the drawn token, and filters the whole vocabulary only when it refuses that token: at the head
-// of the chain it would walk the vocabulary for every token.
+// The order of the chain: penalties, top-k, top-p, min-p, temperature, draw. At temperature 0 the likeliest token is
+// taken. Shortcuts give the same result in less time: penalties change only the logits of the tokens to which they
+// apply, the likeliest token needs no candidate list, and one pass over the vocabulary selects the top-k, or the top-p
+// if there is no top-k. A grammar or a guide checks only the drawn token, and filters the whole vocabulary only if it
+// refuses that token. As the first sampler of the chain, it would check the whole vocabulary for every token.
 #pragma once
 
 #include <algorithm>
@@ -47,7 +47,7 @@ struct Grammar {
 
 class Sampler {
   public:
-    // Null, with the reason in `error`, for a grammar that cannot be used.
+    // Returns null with the reason in `error` if the grammar cannot be used.
     static std::unique_ptr<Sampler> make(const llama_vocab *vocab, const SamplingParams &params,
                                          const Grammar &grammar, std::string &error) noexcept {
         try {
@@ -64,12 +64,12 @@ class Sampler {
     // Constrains the answer to `guide` from here on.
     void follow(std::unique_ptr<Guide> guide) noexcept { guide_ = std::move(guide); }
 
-    // Ends what the grammar or the guide computes, from any thread; no token is allowed then.
+    // Ends the computation of the grammar or the guide, from any thread. Afterwards no token is allowed.
     void stop() noexcept {
         stopped_.store(true, std::memory_order_relaxed);
         if (guide_) guide_->stop()->stop();
     }
-    // Whether `stop` ended what `sample` computed.
+    // Whether `stop` has ended a computation of `sample`.
     bool stopped() const noexcept { return matching_stopped_ || (guide_ && guide_->stop()->stopped()); }
 
     // Whether a grammar or a guide constrains the answer.
@@ -108,7 +108,7 @@ class Sampler {
     };
     using Owned = std::unique_ptr<llama_sampler, Free>;
 
-    static constexpr int32_t kMaxPicked = 1024;  // beyond it a heap is no faster than a sort
+    static constexpr int32_t kMaxPicked = 1024;  // for a larger top-k, a heap is no faster than a sort
 
     static constexpr int64_t kGrammarTime = 2'000'000'000;  // ns per token, enough for four thousand alternatives
     static constexpr uint32_t kSeedInItsPlace = 0x9E3779B9;
@@ -161,7 +161,7 @@ class Sampler {
 
     llama_token draw(const float *logits, bool constrained) {
         if (best_only_ && !constrained) return best(logits);
-        int first = 0;  // the first sampler of the chain that still applies
+        int first = 0;  // the first sampler of the chain that is still to apply
         if (constrained && guide_) {
             if (!take_allowed(logits)) return -1;
         } else if (pick_ > 0 && !constrained) {
@@ -242,7 +242,7 @@ class Sampler {
     const int32_t n_vocab_;
     bool best_only_ = false;
     int32_t pick_ = 0;
-    float nucleus_ = 0;  // the top-p if it is first in the chain
+    float nucleus_ = 0;  // the top-p, if it is the first sampler of the chain
     Penalties penalties_;
     Owned chain_;
     Owned grammar_;
