@@ -441,6 +441,10 @@ class Admission:
         self.queue_depth = queue_depth
         self.look_again()
 
+    @property
+    def paused(self) -> bool:
+        return self._paused
+
     async def pause(self) -> None:
         """Gives no permits until :meth:`resume` is called. Returns once the running requests have ended."""
         self._paused = True
