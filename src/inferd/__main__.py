@@ -1,4 +1,4 @@
-"""Runs the command ``inferd`` as ``python -m inferd``."""
+"""Makes ``python -m inferd`` run the command ``inferd``."""
 
 import sys
 

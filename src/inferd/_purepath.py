@@ -49,17 +49,17 @@ class LineSplitter:
     Bytes are added by ``get_buffer`` and ``buffer_updated``, as in an ``asyncio.BufferedProtocol``, so the
     socket reads directly into the buffer. ``next_line`` returns the lines in order.
 
-    * ``\\n`` ends a line. It is not part of the line and does not count towards the cap. One ``\\r`` before
-      the ``\\n`` is removed, too, but counts towards the cap.
+    * A ``\\n`` ends a line. The ``\\n`` is not part of the line and does not count towards the cap. One
+      ``\\r`` before the ``\\n`` is removed, too, but counts towards the cap.
     * ``has_line`` is true if ``next_line`` would return a line or raise an error. If the next line exceeds
       the cap, all buffered bytes are dropped and ``oversized`` is set. From then on ``next_line`` raises
       ``FrameTooLarge``, and further input is dropped.
-    * The buffer holds at most the cap and the bytes of one read. The memory of a long line is released once
-      the line is taken. To keep this bound, ``get_buffer`` raises ``BufferError`` if a complete line is
+    * The buffer holds at most ``cap`` bytes plus the bytes of one read. The memory of a long line is released
+      once the line is taken. To keep this bound, ``get_buffer`` raises ``BufferError`` if a complete line is
       buffered and the buffer holds more than half the cap. Therefore pause the transport while ``has_line``
       is true.
     * A line is a read-only memoryview. Drop the view before more bytes arrive. If the caller keeps the view
-      longer, the view still shows the same bytes, but costs extra memory.
+      after that, the view still shows the bytes of the line, but costs extra memory.
     * Taking a line does not examine the bytes after the line. So ``take_into`` can then take raw bytes that
       follow the line.
     * While ``framed`` is set, newlines have no meaning. ``peek`` shows the buffered bytes, ``next_head``
@@ -126,7 +126,7 @@ class LineSplitter:
         return self._take(self._newline, self._newline + 1)
 
     def take_tail(self) -> memoryview | None:
-        """Takes the next line at the end of the stream. After the last complete line, takes the remaining
+        """Takes the next line after the stream has ended. After the last complete line, takes the remaining
         bytes, which have no newline. Then returns ``None``."""
         line = self.next_line()
         if line is None and self._held:
@@ -134,7 +134,7 @@ class LineSplitter:
         return line
 
     def take_into(self, buffer: memoryview) -> int:
-        """Moves as many buffered bytes as fit to the front of ``buffer``, regardless of newlines.
+        """Moves buffered bytes to the front of ``buffer``, as many as fit, regardless of newlines.
 
         Returns the number of moved bytes.
         """
@@ -218,19 +218,20 @@ def escape_json(text: str) -> bytes:
 
 
 def token_frame(prefix: bytes, text: str, suffix: bytes) -> bytes:
-    """Returns ``prefix``, the text escaped by :func:`escape_json`, and ``suffix``."""
+    """Joins ``prefix``, the text escaped by :func:`escape_json`, and ``suffix``."""
     return prefix + escape_json(text) + suffix
 
 
 def count_names(line: bytes) -> int:
-    """Returns the number of quotes that a colon follows. A line of JSON has at most this many names."""
+    """Counts the quotes before a colon, with or without spaces between the two. A line of JSON has at most
+    this many names."""
     return len(_NAME_END.findall(line))
 
 
 def may_repeat_a_name(line: bytes) -> bool:
-    """Whether an object in a line of JSON may have a name twice. ``False`` is certain, ``True`` is not: the
-    function does not decode escapes in names, and compares only a limited number of names and open objects
-    and lists."""
+    """Whether an object in a line of JSON may have a name twice. ``False`` is certain; ``True`` means
+    "perhaps". The function also returns ``True`` for a name with an escape, for more than ``_MAX_HELD_NAMES``
+    names in the open objects, and for more than ``_MAX_OPEN`` open objects and lists."""
     names: list[bytes] = []
     firsts: list[int] = []  # of each open object and list: the index of its first name
     for token in _NAME_OR_BRACE.finditer(line):

@@ -65,8 +65,8 @@ def agent_command(url: str | None, model: str | None, agent: str, arguments: tup
 
 
 def find(url: str | None, model: str | None) -> Served:
-    """Returns the model to use, as the HTTP bridge at ``url`` serves it. Raises DaemonUnreachable if no
-    bridge answers, and UsageError for an unknown model."""
+    """Asks the HTTP bridge at ``url`` for its models. Returns the model to use, with its address, key and
+    context window. Raises DaemonUnreachable if no bridge answers, and UsageError for an unknown model."""
     settings, _ = sources.load({}, serving=False)
     if url is None:
         scheme = "http" if settings.http_cert is None else "https"

@@ -117,8 +117,8 @@ def opencode(served: Served) -> Launch:
 
 
 def qwen(served: Served) -> Launch:
-    """Returns how to launch Qwen Code, which reads the context window and its time limits from a settings
-    file. The user's own settings override these defaults."""
+    """Returns how to launch Qwen Code, which reads the context window and time limits from a settings file.
+    The user's own settings override these defaults."""
     generation = {
         "contextWindowSize": served.window,
         "timeout": _PATIENCE_MS,

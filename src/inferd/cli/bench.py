@@ -129,7 +129,8 @@ class Bench:
         return " ".join([*notes, "What is late?"])
 
     def _twice(self) -> tuple[_Timed, _Timed]:
-        """Sends the same long prompt twice. First halves the prompt until the prompt fits the context."""
+        """Sends the same long prompt twice. If the prompt does not fit the context, first halves it until it
+        fits."""
         while True:
             prompt = self._long(self._pieces)
             try:

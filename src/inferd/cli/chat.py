@@ -341,7 +341,7 @@ def _converse(chat: Chat) -> None:
 
 
 def _ask_for_result(call: ToolUse) -> str | None:
-    """Asks for the result of a tool call in the terminal. Returns ``None`` after Ctrl-C or Ctrl-D."""
+    """Asks in the terminal for the result of a tool call. Returns ``None`` after Ctrl-C or Ctrl-D."""
     from prompt_toolkit import PromptSession
 
     try:

@@ -1,6 +1,6 @@
 """The checks of ``inferd doctor`` for the directories, sockets, ports and limits that a daemon needs.
 
-The checks create and remove nothing. A port is tested only if no daemon runs, by binding it for a moment.
+The checks create and remove nothing. A port is tested by binding it for a moment, and only if no daemon runs.
 """
 
 from __future__ import annotations

@@ -137,8 +137,8 @@ def init(path: Path | None, model: str, model_path: Path | None, force: bool) ->
 
 
 def _write(path: Path, text: str, force: bool) -> None:
-    """Writes a file atomically, so that only its owner can read it. Replaces an existing file only with
-    ``force``."""
+    """Writes a file atomically, with permissions that let only its owner read it. Replaces an existing file
+    only with ``force``."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         make_private_dirs(path.parent)
