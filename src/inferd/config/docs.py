@@ -35,8 +35,8 @@ daemon.
 
 The *runtime directory* is `$XDG_RUNTIME_DIR/inferd`, else `~/.inferd/run`, else `/tmp/inferd-UID`; on macOS
 it is `$TMPDIR/inferd`. `--config` or `INFERD_CONFIG` names the config file. The default is
-`~/.inferd/config.json`, if that file exists. inferd refuses a config file that another user owns, or can
-write or replace.
+`~/.inferd/config.json`, if that file exists. inferd refuses a config file if another user owns it, can write
+to it or can replace it.
 """
 
 _FILE_HEAD = """\
