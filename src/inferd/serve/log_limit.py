@@ -18,8 +18,8 @@ SPAN_SECS = 1.0
 
 
 class Burst:
-    """Logs one kind of event. ``event`` names the record of one event. ``counted`` names the record with the
-    number of events that were not logged one by one."""
+    """Logs one kind of event. ``event`` is the name of the record of one event. ``counted`` is the name of
+    the record that reports how many events were not logged one by one."""
 
     def __init__(self, events: log.Log, event: str, counted: str) -> None:
         self._log = events

@@ -19,9 +19,10 @@ _SOL_LOCAL, _LOCAL_PEERCRED, _LOCAL_PEERPID = 0, 1, 2
 
 
 class Peer(NamedTuple):
-    """The identity of a peer. TCP sets ``address``. A Unix socket sets ``uid``, ``gid`` and ``pid``.
+    """The identity of a peer. ``address`` is set for a TCP connection. ``uid``, ``gid`` and ``pid`` are set
+    for a connection through a Unix socket.
 
-    An unknown field is ``None``.
+    A field that is not set is ``None``.
     """
 
     transport: str
@@ -48,8 +49,8 @@ class Peer(NamedTuple):
 
 
 def of(sock: socket.socket) -> Peer:
-    """Returns the peer of a connected socket. Never raises. A field that the system does not report is
-    unknown."""
+    """Returns the peer of a connected socket. Never raises. If the system does not report the peer,
+    ``address`` is ``"unknown"`` for TCP, and ``uid``, ``gid`` and ``pid`` are ``None`` for a Unix socket."""
     if sock.family != socket.AF_UNIX:
         with contextlib.suppress(OSError):
             return Peer("tcp", address=sock.getpeername()[0])

@@ -62,7 +62,7 @@ class BackendSlot:
     ``outstanding`` counts the requests that a :class:`Choice` has sent to the backend and that have not
     ended. ``others`` counts the requests of other clients, as the backend reports them. ``failures`` counts
     the failed health checks since the last success. After too many failures, ``healthy`` is false. ``here``
-    is false for a remote backend of a pool, whose requests need no permit of the daemon.
+    is false for a remote backend of a pool. Requests on such a backend need no permit of the daemon.
     """
 
     __slots__ = (
@@ -112,7 +112,7 @@ class BackendSlot:
     def release(self) -> None:
         """Marks the backend as removed, after the router has removed it.
 
-        Resets the circuit breaker. Requests that still run no longer report their results to the circuit
+        Resets the circuit breaker. A request that is still running will not report its result to the circuit
         breaker.
         """
         self.breaker.reset()
@@ -164,7 +164,8 @@ class BackendSlot:
 
 
 def adapter(name: str) -> str:
-    """Returns the name of the capability that a request with the LoRA adapter ``name`` needs."""
+    """Returns the name of the capability that a request needs if the request uses the LoRA adapter
+    ``name``."""
     return f"lora {name}"
 
 
@@ -192,8 +193,8 @@ class Pool:
         return any(slot.fit() for slot in (*self.here, *self.remote) if slot is not without)
 
     def local(self, without: BackendSlot | None) -> BackendSlot | None:
-        """Returns the least loaded local backend that takes requests, except ``without``. Returns ``None`` if
-        no local backend takes requests."""
+        """Returns the least loaded local backend, other than ``without``, that takes requests. Returns
+        ``None`` if there is no such backend."""
         best: BackendSlot | None = None
         for slot in self.here:
             if (best is None or slot.outstanding < best.outstanding) and slot is not without and slot.fit():

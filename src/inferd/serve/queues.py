@@ -48,8 +48,8 @@ class Queues:
         return [holder for queue in self._queues.values() for holder in queue.running_requests()]
 
     def queued_requests(self) -> Iterator[tuple[int, object]]:
-        """Yields the position in the queue, from 1, and the holder of each waiting request, one queue after
-        another."""
+        """For each waiting request, yields the position in its queue, from 1, and the holder. Takes one queue
+        after another."""
         for queue in self._queues.values():
             yield from enumerate(queue.queued_requests(), start=1)
 

@@ -94,9 +94,9 @@ class Router:
         name or model.
 
         Raises ModelNotFound if no backend has this name or model. Raises ModelBroken if every backend with
-        the needed capabilities needs a reload. Raises NoBackend if the request may be served later: a backend
-        has the needed capabilities, or no backend takes requests now. In all other cases, raises the error
-        for the capability that the first ready backend lacks.
+        the needed capabilities needs a reload. Raises NoBackend if a backend has the needed capabilities, but
+        takes no requests now. Raises NoBackend, too, if no backend at all takes requests now. In all other
+        cases, raises the error for the capability that the first ready backend lacks.
         """
         for member in self._named(model):
             if needs <= member.able and member.fit():
@@ -183,8 +183,8 @@ class Router:
     def replace(
         self, backends: Sequence[Backend], routes: Mapping[Backend, Route] | None = None
     ) -> list[BackendSlot]:
-        """Replaces the configured backends. From the next request on, ``backends`` serve. A backend that
-        stays keeps its circuit breaker.
+        """Replaces the configured backends. ``backends`` serve all requests from the next request on. A
+        backend that stays keeps its circuit breaker.
 
         Returns the removed backends. See :meth:`BackendSlot.released`.
         """
@@ -267,6 +267,6 @@ def _unsupported(backend: Backend, lacking: frozenset[str]) -> InferdError:
 
 
 def is_broken(backend: Backend) -> bool:
-    """Whether the backend cannot load its model any more, until a reload."""
+    """Whether the backend can load its model again only after a reload."""
     state = backend.engine_state()
     return state is not None and bool(state.problem)

@@ -5,7 +5,7 @@ with exactly one terminal frame. Only this module writes error frames. When the 
 task is cancelled at any stage. The ``with`` blocks then release the place in the queue, the backend and the
 probe of its circuit breaker, and nothing more is written.
 
-(Over 400 lines, because it is the whole path of a request, for every surface.)
+(Over 400 lines, because this module contains the whole path of a request, for every surface.)
 """
 
 from __future__ import annotations
@@ -316,8 +316,8 @@ class Session(Generic[R]):
         return whole
 
     def _make_room(self, request: R, size: int) -> None:
-        """Reserves memory for the attachments. Raises an error before it reserves memory if no backend can
-        serve the request."""
+        """Reserves memory for the attachments. If the attachments are large and no backend can serve the
+        request, raises an error and reserves nothing."""
         # Whether a named model accepts attachments is known only once it is loaded.
         if size > LARGE_BYTES and (request.model is None or self._service.models is None):
             self._service.router.dispatch(self._surface.needs(request), request.model)

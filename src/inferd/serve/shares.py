@@ -1,11 +1,11 @@
 """The number of permits that each user, and each process of a user, may hold.
 
-Each present user has an equal share of the permits, and the processes of a user have equal parts of its
-share. Shares are rounded up. For each user or process, permits are reserved: one more than the largest number
-that it has held so far, but at most its share. Beyond its share, a user or process may take only permits that
-are not reserved for other users or processes. A user or process is present while it has a running or waiting
-request, and for ``STAY_SECS`` after its last request. So a client that sends one request after another finds
-a free permit after the short pause between two requests.
+A user or process is present while it has a running or waiting request, and for ``STAY_SECS`` after its last
+request. The present users have equal shares of the permits, and the present processes of a user have equal
+parts of the user's share. Shares are rounded up. For each present user or process, permits are reserved: one
+more than the largest number that this user or process has held so far, but at most its share. Beyond its
+share, a user or process may take only permits that are not reserved for other users or processes. So a client
+that sends one request after another finds a free permit after the short pause between two requests.
 """
 
 from __future__ import annotations

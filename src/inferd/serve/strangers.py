@@ -1,8 +1,8 @@
 """Connections that have not sent the API key yet. A small limit bounds their number.
 
-If the limit is reached, a new connection displaces the oldest connection of the host that has the most of
-these connections. A client with the key sends it at once, so a flood of silent connections does not displace
-this client in time.
+If the limit is reached, a new connection displaces an older one: the host with the most such connections
+loses the oldest of them. A client that has the key sends the key at once, before a flood of silent
+connections can displace this client.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ LIMIT = 64
 
 
 class Strangers:
-    """The connections that have not sent the API key yet, of all listeners that need the key."""
+    """The connections that have not sent the API key yet. Includes the connections of all listeners that need
+    the key."""
 
     def __init__(self, limit: int = LIMIT) -> None:
         self._limit = limit

@@ -142,11 +142,11 @@ class RequestContext(Generic[R]):
         return conversation
 
     def ask_for(self, caller: str) -> None:
-        """Records that the HTTP bridge sends the request for the HTTP client ``caller``. From then on, the
-        queue treats the request as a request of this client.
+        """Records that the HTTP bridge sends the request on behalf of the HTTP client ``caller``. From then
+        on, the queue treats the request as a request of this client.
 
-        ``caller`` is ``uid:N`` for a local user or ``key:NAME`` for an API key. A local user counts as the
-        same user as on a Unix socket.
+        ``caller`` is ``uid:N`` for a local user or ``key:NAME`` for an API key. A local user of the bridge
+        and the same user on a Unix socket count as one user.
         """
         kind, _, name = caller.partition(":")
         self.owner = int(name) if kind == "uid" and name.isdecimal() else caller
@@ -185,8 +185,8 @@ class RequestContext(Generic[R]):
             self.show(phase, details)
 
     async def let_client_read(self) -> None:
-        """Waits until the client has read enough, or until the request must end early. The queue may end the
-        request meanwhile to give its permit to a waiting request."""
+        """Waits until the client has read enough, or until the request must end early. Meanwhile, the queue
+        may end this request and give the permit of this request to a waiting request."""
         if self.interruption is None:
             if self.permit is not None:
                 self.permit.rest(self._give_up)

@@ -18,8 +18,8 @@ from inferd.config.settings import DEFAULT_MODEL
 
 
 class CatalogueModel(msgspec.Struct, frozen=True, kw_only=True):
-    """A pinned model: its first file, and the other files in ``parts`` (of a split model) and ``projector``
-    (which encodes images or audio). ``size_bytes`` is the size of the first file, or ``None`` if the size is
+    """A pinned model: its first file, the other files of a split model (``parts``), and the file that encodes
+    images or audio (``projector``). ``size_bytes`` is the size of the first file, or ``None`` if the size is
     unknown before the download."""
 
     name: str

@@ -156,7 +156,8 @@ def _fits(size: int | None, model: CatalogueModel) -> bool:
 
 
 def _is_listed(store: ModelStore, model: CatalogueModel) -> bool:
-    """Whether the store has a readable manifest of the model's name that lists exactly the model's files."""
+    """Whether the store has a readable manifest under the model's name, and this manifest lists exactly the
+    model's files."""
     with suppress(StoreError):
         manifest = store.manifest(model.name)
         return manifest is not None and manifest.digests == tuple(file.sha256 for file in model.files)
@@ -209,8 +210,8 @@ def _bring_blob(
 
 
 def _first_source(model: CatalogueModel) -> Provenance | None:
-    """Returns the provenance to record for a file that was already in the store: the first source in
-    ``model``."""
+    """Returns the first source in ``model``, which is recorded as the provenance of a file that was already
+    in the store."""
     with suppress(FetchError):
         return sources.parse(model.sources[0]).provenance() if model.sources else None
     return None

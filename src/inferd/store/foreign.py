@@ -54,7 +54,7 @@ class _OllamaManifest(msgspec.Struct):
 
 
 def home_of(program: str, env: Mapping[str, str]) -> Path:
-    """Returns the directory in which ``program`` keeps its models: ``ollama``, ``hub`` or ``lmstudio``."""
+    """Returns the directory in which ``program`` (``ollama``, ``hub`` or ``lmstudio``) keeps its models."""
     home = Path(env.get("HOME") or Path.home())
     if program == "ollama":
         return Path(env.get("OLLAMA_MODELS") or home / ".ollama" / "models")
@@ -76,7 +76,7 @@ def find(program: str, home: Path) -> list[Foreign]:
 
 def _ollama(home: Path) -> Iterator[Foreign]:
     """Finds the models of Ollama. A manifest ``manifests/HOST/NAMESPACE/MODEL/TAG`` names the files of a
-    model, ``blobs/sha256-HEX``."""
+    model. These files are at ``blobs/sha256-HEX``."""
     for path in (home / "manifests").glob("*/*/*/*"):
         with suppress(OSError, *UNREADABLE):
             with path.open("rb") as file:
@@ -137,5 +137,6 @@ def told_digest(path: Path) -> str | None:
 
 
 def _fit(name: str) -> str:
-    """Returns ``name`` with the characters replaced that a model's name in the store may not have."""
+    """Returns ``name`` as a valid name of a model in the store: replaces the characters that are not
+    allowed."""
     return _UNFIT.sub("-", name).strip(".-") or "model"

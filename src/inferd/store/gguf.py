@@ -45,10 +45,11 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     a missing text is empty.
 
     ``parameters`` is the number of weights. ``width`` is the length of an embedding. ``kv_bytes_per_token``
-    is the size of one token's KV cache in 16-bit numbers. ``parts`` is the number of files of a split model,
-    else 1. ``pooling`` is true for an embedding model, and ``ranks`` for a ranking model. ``tools`` and
-    ``thinking`` are guesses from the text of a generating model's chat template. Only llama.cpp's analysis of
-    the template finds what the template supports (:mod:`inferd.daemon.templates`).
+    is the number of bytes that the KV cache needs for one token, if the cache has 16-bit numbers. ``parts``
+    is the number of files of a split model, else 1. ``pooling`` is true for an embedding model, and ``ranks``
+    for a ranking model. ``tools`` and ``thinking`` are guesses from the text of a generating model's chat
+    template. Only llama.cpp's analysis of the template finds what the template supports
+    (:mod:`inferd.daemon.templates`).
     """
 
     architecture: str
@@ -107,15 +108,15 @@ def part_names(name: str) -> list[str]:
 
 
 def plain_name(name: str) -> str:
-    """Returns the file name ``name`` without the suffix ``.gguf``, and for a file of a split model without
-    the suffix ``-NUMBER-of-COUNT``."""
+    """Returns the file name ``name`` without the suffix ``.gguf``. If the file is part of a split model, also
+    removes ``-NUMBER-of-COUNT``."""
     match = _SPLIT_NAME.fullmatch(name)
     return match["stem"] if match is not None else name.removesuffix(".gguf")
 
 
 def whole_card(card: ModelCard, parts: Iterable[ModelCard]) -> ModelCard:
-    """Returns the card of a split model. ``card`` is the card of its first file, and ``parts`` are the cards
-    of its other files."""
+    """Returns the card of a split model. ``card`` is the card of the model's first file, and ``parts`` are
+    the cards of the model's other files."""
     others = list(parts)
     return replace(
         card,

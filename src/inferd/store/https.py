@@ -7,8 +7,8 @@ connection or the status 429 or 500, are retried with exponential back-off. Afte
 download fails. A redirect is followed only to an https URL. The token in ``HF_TOKEN`` is sent only to the
 hub's own host.
 
-The HTTP exchange runs in a helper thread, because a name lookup or a connect can block for longer than a
-cancellation may take. The helper thread never reads or writes the store.
+The HTTP exchange runs in a helper thread, because a name lookup or a connect can block for a long time, but a
+cancellation must take effect soon. The helper thread never reads or writes the store.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ class Setback:
 
 @dataclass(frozen=True)
 class Https(Source):
-    """Downloads ``location``, an https URL. ``url`` names the same source for users, and holds no secret.
-    ``headers`` may hold a secret, and are sent only to the host of ``location``."""
+    """Downloads ``location``, an https URL. ``url`` is the name of this source for users, and contains no
+    secret. ``headers`` may hold a secret, and are sent only to the host of ``location``."""
 
     resumable: ClassVar[bool] = True
 
@@ -197,8 +197,8 @@ def hub_access() -> tuple[str, dict[str, str]]:
 
 
 def whole_number(text: str) -> int | None:
-    """Returns the number in ``text``, the value of a header, or ``None`` if ``text`` is not a number of at
-    most 15 digits."""
+    """Returns the number in ``text``, which is the value of a header. Returns ``None`` if ``text`` is not a
+    number of at most 15 digits."""
     return int(text) if re.fullmatch(r"[0-9]{1,15}", text) else None
 
 
@@ -253,8 +253,8 @@ def attempt(
 
     Returns a Setback if the exchange fails and a retry may succeed. Raises FetchError for any other failure.
 
-    If a redirect has the header ``stop_at``, the redirect is not followed, and ``take`` reads the redirect
-    itself.
+    If ``stop_at`` is the name of a header and a redirect has this header, the redirect is not followed.
+    ``take`` then reads the redirect response.
     """
     import httpx
 

@@ -311,8 +311,8 @@ class ModelStore:
         return size
 
     def is_stamped(self, sha256: str, found: os.stat_result) -> bool:
-        """Whether the blob's hash was verified when its file had the attributes ``found``, and only this user
-        and root can write to the file."""
+        """Whether two conditions hold: the hash was verified when the blob's file had the attributes
+        ``found``, and only this user and root can write to the file and its directories in the store."""
         path = self.blob_path(sha256)
         with suppress(OSError, *UNREADABLE):
             stamp = msgspec.json.decode(path.with_name("verified.json").read_bytes(), type=Stamp)

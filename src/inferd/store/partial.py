@@ -131,7 +131,7 @@ class Sink:
         self.received, self.in_parts, self._hash = 0, False, hashlib.sha256()
 
     def remember(self, etag: str, size: int | None) -> None:
-        """Records the ETag and the size of the file on the server. Called before the first byte is
+        """Records the ETag and the size that the server reports for the file. Called before the first byte is
         written."""
         self.mark = Mark(url=self.mark.url, etag=etag, size=size)
         with self.writing():

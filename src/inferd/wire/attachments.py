@@ -1,10 +1,10 @@
 """Attachments of a request: their metadata and their bytes.
 
-The content of an attachment is base64 in the field ``bytes``, or raw bytes after the request's line. The
-field ``size`` is then the number of raw bytes. The raw bytes of all attachments follow in order, without
-separators. The rules for raw bytes are the same for every kind of attachment, so that the daemon finds the
-next line even if it refuses the request. If a request is sent in length-prefixed frames, the content of an
-attachment without ``bytes`` follows in a blob frame (:mod:`inferd.wire.framed`).
+The content of an attachment is base64 in the field ``bytes``, or raw bytes after the request's line. With raw
+bytes, the field ``size`` is the number of these bytes. The raw bytes of all attachments follow in order,
+without separators. The rules for raw bytes are the same for every kind of attachment, so that the daemon
+finds the next line even if it refuses the request. If a request is sent in length-prefixed frames, the
+content of an attachment without ``bytes`` follows in a blob frame (:mod:`inferd.wire.framed`).
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ def read(attachments: Sequence[Attachment], request_id: str, *, content_follows:
 
     Raises DecodeError if a field is missing or not allowed.
 
-    ``content_follows`` is true for a request in length-prefixed frames. Then the content of an attachment
-    without ``bytes`` follows in a blob frame.
+    ``content_follows`` is true for a request in length-prefixed frames. In such a request, the content of an
+    attachment without ``bytes`` follows in a blob frame.
     """
     for i, attachment in enumerate(attachments):
         where = f"$.attachments[{i}]"
@@ -230,7 +230,8 @@ def _check_file(mime: str, known: tuple[str, ...], content: memoryview, where: s
 
 
 def drop_texts(attachments: Sequence[Attachment]) -> None:
-    """Frees the bytes of text attachments. Called after :func:`text_of` has decoded these bytes."""
+    """Frees the bytes of text attachments. Call this function after :func:`text_of` has decoded the
+    attachments."""
     for attachment in attachments:
         if isinstance(attachment, Text):
             attachment.data = None

@@ -4,8 +4,8 @@ a connection show whether the connection uses frames or lines.
 A frame consists of the length of its payload (LEB128, at most 64 MiB), one byte for its kind (``JSON`` or
 ``BLOB``), and the payload. The length and the kind are the head of the frame. A request is a JSON frame with
 ``"wire_version": 1``. The contents of attachments without a ``bytes`` field follow the request, in the order
-of ``attachments``. Each content is sent as one JSON frame, the descriptor, and one blob frame.
-:class:`inferd.fastpath.LineSplitter` reads the heads of frames. Answers are encoded as lines, and
+of ``attachments``. Each content is sent as two frames: a JSON frame, which describes the content, and a blob
+frame. :class:`inferd.fastpath.LineSplitter` reads the heads of frames. Answers are encoded as lines, and
 :func:`inferd.fastpath.frame_lines` converts these lines to frames.
 """
 
@@ -93,8 +93,9 @@ def encode_error(
     retry_after_secs: float | None = None,
     details: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """Encodes the ``error`` frame. Replaces a ``code`` outside ``CODES`` by the nearest of ``CODES``, and
-    puts the original code into the field ``reason``."""
+    """Encodes the ``error`` frame. If ``code`` is not in ``CODES``, sends the code of ``CODES`` that is
+    closest in meaning, or ``internal`` if none is close. The original code is then in the field
+    ``reason``."""
     if code not in CODES:
         details = {"reason": code, **(details or {})}
         code = _NEAREST.get(code, "internal")
@@ -134,8 +135,8 @@ def content_may_follow(payload: bytes) -> bool:
 
 
 def validate(request: v2.Request) -> None:
-    """Checks the rules of the v2 protocol, and the further rules of the framed wire. Raises InvalidRequest,
-    and AttachmentUnsupported for a video."""
+    """Checks the rules of the v2 protocol, and the further rules of the framed wire. Raises
+    AttachmentUnsupported for a video, and InvalidRequest if any other rule is violated."""
     if request.tool_choice is not None:
         if not request.tools:
             raise invalid("tool_choice requires a non-empty tools array")

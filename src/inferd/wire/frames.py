@@ -49,7 +49,7 @@ def decode(decoder: msgspec.json.Decoder[T], raw: bytes) -> T:
 
 def _misfit(raw: bytes, reason: str) -> DecodeError:
     """Returns the error for a field that is missing or has the wrong type: NotJson if the line is not JSON,
-    or else DecodeError. The decoder stopped at the wrong field, so this function checks whether the rest of
+    or else DecodeError. The decoder stopped at the faulty field, so this function checks whether the rest of
     the line is JSON."""
     try:
         found = orjson.loads(raw)
@@ -80,7 +80,7 @@ def has_escaped_key_letter(raw: bytes) -> bool:
 
 
 def pairs(raw: bytes) -> Pairs:
-    """Parses a line to pairs of key and value, with repeated keys.
+    """Parses a line to pairs of key and value, and keeps repeated keys.
 
     The line must be a valid JSON object. Call :func:`decode` first.
     """
@@ -127,7 +127,8 @@ _SHOWN = frozenset(("position", "progress", "downloaded_bytes", "total_bytes"))
 
 
 def encode_progress(request_id: str, model: str, phase: str, details: Mapping[str, Any]) -> bytes:
-    """Encodes a ``progress`` frame for a request that waits for its model or in the queue. Of ``details``,
-    sends only the position, the progress and the numbers of bytes, and no paths."""
+    """Encodes a ``progress`` frame for a request that waits in the queue, or waits until its model is loaded.
+    Sends only these ``details``: the position, the progress and the numbers of bytes. The other details, such
+    as paths, are left out."""
     shown = {key: details[key] for key in details if key in _SHOWN}
     return encode({"type": "progress", "id": request_id, "model": model, "phase": phase, **shown})

@@ -80,7 +80,7 @@ _NOTHING = (None,) * len(NAMES)
 
 
 def invalid(reason: str) -> InvalidRequest:
-    """Returns the error for a request whose fields have the right types, but a value that is not allowed.
+    """Returns the error for a request in which every field has the right type, but another rule is broken.
     ``reason`` names the field."""
     return InvalidRequest(f"invalid request: {reason}")
 

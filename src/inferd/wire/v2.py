@@ -323,7 +323,8 @@ def delta_prefix(request_id: str, kind: Literal["text", "thinking"]) -> bytes:
 
 
 def encode_tool_use(request_id: str, tool_call_id: str, tool: str, arguments: str) -> bytes:
-    """Encodes the frame of a tool call, which is always complete. ``arguments`` is a JSON object as text."""
+    """Encodes the frame of a tool call. A tool call is always sent whole, in one frame. ``arguments`` is a
+    JSON object as text."""
     compact = msgspec.json.format(arguments.encode(), indent=-1)
     block = {
         "type": "tool_use",

@@ -38,7 +38,7 @@ _REFERS_TO: dict[type[Block], tuple[str, type[Attachment]]] = {
 
 
 def validate(request: Request) -> None:
-    """Raises InvalidRequest if a rule is violated, and AttachmentUnsupported for a video."""
+    """Raises AttachmentUnsupported for a video, and InvalidRequest if any other rule is violated."""
     if not request.messages:
         raise invalid("messages must not be empty")
     by_id = attachments.check_list(request.attachments or ())
@@ -68,7 +68,7 @@ def _check_tool_names(request: Request) -> None:
 
 
 def _walk(blocks: Sequence[Block], path: str, depth: int = 0) -> Iterator[tuple[str, Block]]:
-    """Yields every block with its path. Yields the blocks inside a tool result after the tool result."""
+    """Yields every block with its path. A tool result comes before the blocks that it contains."""
     if depth > MAX_DEPTH:
         raise invalid(f"{path} is nested too deeply")
     for j, block in enumerate(blocks):
@@ -94,8 +94,9 @@ def _check_block(block: Block, path: str, by_id: Mapping[str, Attachment]) -> No
 
 
 def _check_history(request: Request) -> None:
-    """Checks that thinking and tool calls are only in assistant messages, that no two tool calls have the
-    same id, and that each tool result is in a user message after the tool call with its id."""
+    """Checks four rules. Thinking and tool calls are only in assistant messages. No two tool calls have the
+    same id. Each tool result is in a user message. A tool call with the id of the tool result comes before
+    the tool result."""
     called: set[str] = set()
     for i, message in enumerate(request.messages):
         for path, block in _walk(message.content, f"messages[{i}].content"):
@@ -139,8 +140,8 @@ def _check_constraints(request: Request) -> None:
 
 
 def _check_prompt(request: Request) -> None:
-    """Checks the fields ``suffix``, ``raw``, ``begun`` and ``logprobs``. ``suffix``, ``raw`` and ``begun``
-    are allowed only with plain text in the message to which they apply."""
+    """Checks the fields ``suffix``, ``raw``, ``begun`` and ``logprobs``. With ``raw``, the only message must
+    be plain text. ``suffix`` requires ``raw``. With ``begun``, the last message must be plain text."""
     if request.suffix is not None and not request.raw:
         raise invalid("suffix is for raw prompts; set raw to true")
     if request.raw and request.begun:

@@ -105,8 +105,8 @@ class BackendMetrics:
     the time between two chunks, less the time spent waiting for the client to read. ``ttft`` and
     ``inter_token`` are measured for streamed answers only. ``prefill`` and ``decode`` are speeds in tokens
     per second, from times that the backend measured; ``prefill`` does not count cached tokens. ``breaker``
-    counts how often the circuit breaker changed to each state. ``routed`` counts, for each reason, the
-    requests of a pool that were sent to the backend.
+    counts how often the circuit breaker changed to each state. ``routed`` counts the requests of a pool that
+    were sent to the backend. There is one count for each reason to choose the backend.
     """
 
     def __init__(self) -> None:
@@ -149,7 +149,8 @@ class BackendMetrics:
 
 
 class Metrics:
-    """The metrics of all surfaces and of all backends by name. A name appears at the first use."""
+    """The metrics of all surfaces, and the metrics of all backends. Both are kept by name. A name appears at
+    its first use."""
 
     def __init__(self) -> None:
         self.surfaces: defaultdict[str, SurfaceMetrics] = defaultdict(SurfaceMetrics)

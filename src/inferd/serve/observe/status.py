@@ -81,8 +81,8 @@ class StatusBoard:
         self._capabilities.clear()
 
     async def serve(self, sock: socket.socket) -> None:
-        """Serves one subscriber until it leaves. If the task is cancelled, frames that were already sent are
-        still written."""
+        """Serves one subscriber until it leaves. If the task is cancelled, the frames that were already
+        passed to :meth:`Subscriber.send` are still written."""
         subscriber = Subscriber(self)
         loop = asyncio.get_running_loop()
         connecting = loop.create_task(loop.connect_accepted_socket(lambda: subscriber, sock))
@@ -98,7 +98,7 @@ class StatusBoard:
             await subscriber.end_pull()
 
     def welcome(self, subscriber: Subscriber) -> None:
-        """Sends the current state to a new subscriber, and adds it to the subscribers of further frames."""
+        """Sends the current state to a new subscriber, and registers the subscriber for further frames."""
         for frame in (*self._capabilities, self._lifecycle):
             subscriber.send(frame)
         self._subscribers.add(subscriber)
@@ -149,7 +149,7 @@ class Subscriber(asyncio.Protocol):
             self._transport.close()
 
     def abort(self) -> None:
-        """Closes the connection at once. Does nothing before the connection is open."""
+        """Closes the connection at once. If the connection is not open yet, does nothing."""
         self._unread.clear()
         if self._connected:
             self._transport.abort()

@@ -120,8 +120,8 @@ class Generation(Surface[R]):
         raise Unavailable("backend ended stream without terminal frame")
 
     async def _asked(self, context: RequestContext[R], template: FrameTemplate | None) -> GenerateRequest:
-        """Returns the request to the backend. The first call converts the client's request. A retry gets the
-        same converted request."""
+        """Returns the request to the backend. The client's request is converted only once: a retry of the
+        request gets the same converted request."""
         if context.engine_request is None:
             asked = context.request, template, context.scope
             if context.large:
@@ -137,8 +137,8 @@ HEAD_CHARS = 4096
 
 
 def head_of(session: str | None, texts: Iterable[str]) -> Hashable:
-    """Returns a key that is the same for all turns of a conversation: the name ``session``, or without a name
-    the beginnings of the first two ``texts``."""
+    """Returns a key that is the same for all turns of a conversation: the name ``session`` if there is one,
+    or else the beginnings of the first two ``texts``."""
     return session or tuple(text[:HEAD_CHARS] for text in itertools.islice(texts, 2))
 
 

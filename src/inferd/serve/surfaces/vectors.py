@@ -57,8 +57,8 @@ class UnarySurface(Surface[R], Generic[R, A]):
 
 
 def _heard(call: asyncio.Task[A]) -> None:
-    """Retrieves the exception of ``call``, so that asyncio does not report it as never retrieved after the
-    client has gone."""
+    """Retrieves the exception of ``call``. Otherwise, if the client has gone, asyncio logs that the exception
+    was never retrieved."""
     if not call.cancelled():
         call.exception()
 
