@@ -3,9 +3,9 @@
 The preloaded backends of the configuration always stay loaded. Any other model of
 :mod:`inferd.daemon.directory` is loaded when a request names it. The request enters the queue after the load.
 Before a load, the memory that the model needs is estimated from the header of its file. If memory is short,
-idle models are unloaded, the least recently used first, and then busy models after their running requests. If
-even that would not suffice, the request is refused with an error that states the sizes. A request that names
-a model never starts a download.
+idle models are unloaded, the least recently used first. Then busy models are unloaded when their running
+requests have ended. If even that would not suffice, the request is refused with an error that states the
+sizes. A request that names a model never starts a download.
 """
 
 from __future__ import annotations
@@ -257,7 +257,8 @@ class Residency:
             self.residents.begin_unload(name, "it was idle for a while")
 
     def follow(self, settings: Settings) -> None:
-        """Applies a new configuration. Unloads models with a changed ``build_key`` after their requests."""
+        """Applies a new configuration. Unloads each model whose ``build_key`` has changed, as soon as its
+        requests have ended."""
         self.settings = settings
         for name, resident in [*self.residents.by_name.items()]:
             if resident.build_key != self._build_key(name):
@@ -267,7 +268,8 @@ class Residency:
         return build_key(self.settings, self._directory.entry(name))
 
     def _release(self, name: str, resident: Resident, reason: str) -> asyncio.Task[None] | None:
-        """Unloads a model after its requests. If it has none, returns the task that unloads it now."""
+        """Unloads a model as soon as its requests have ended. If no request uses the model, returns the task
+        that unloads the model."""
         resident.pinned, resident.leaving = False, True
         resident.releases += 1
         return None if resident.users else self.residents.begin_unload(name, reason)

@@ -2,7 +2,7 @@
 
 Before a load, :meth:`Residents.make_room` compares the model's need with what the models take already, in RAM
 and on each GPU. If a place is short of memory, it unloads idle models that take memory there, the least
-recently used first. Then it waits for the running requests of a busy one, and unloads that one.
+recently used first. Then it waits for the running requests of a busy model, and unloads that model.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class Residents:
         self._tell = tell
 
     def taken(self, without: Backend | None = None) -> tuple[Counter[str], int]:
-        """Returns the bytes that all models take in each place, and how many bytes of their processes no file
-        backs."""
+        """Returns the bytes that all models take in each place, and how many bytes of the models' processes
+        are not backed by a file."""
         residents = [*self.by_name.values(), *self._unloading.values()]
         configured = [member.backend for member in self._router.members]
         others = {*self.starting, *self.retiring.values(), *configured} - {without}
@@ -148,7 +148,8 @@ class Residents:
         return False
 
     async def _drain(self, name: str, need: Need, used: Counter[str], budgets: Mapping[str, int]) -> None:
-        """Unloads the least recently used busy model after its running requests, and gives it no new ones.
+        """Gives no further requests to the busy model that was least recently used, and unloads this model
+        when its running requests have ended.
 
         Raises ModelTooLarge if ``name`` would not fit even with all unpinned models unloaded.
         """
@@ -184,7 +185,7 @@ class Residents:
 
     def begin_unload(self, name: str, reason: str) -> asyncio.Task[None]:
         """Removes a model at once, so that a later request loads it again. Returns the task that ends the
-        process. The task outlives a cancelled caller, since nothing else would end the process."""
+        process. If you await the task, shield it, because only this task ends the process."""
         resident = self.by_name.pop(name)
         if resident.alarm is not None:
             resident.alarm.cancel()

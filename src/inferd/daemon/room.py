@@ -46,10 +46,10 @@ class Room:
         *,
         first: bool = False,
     ) -> None:
-        """Unloads idle models, and then puts models of ``leaving`` to rest, until ``backend`` fits beside the
-        others, or until no more models can leave. If the backend may use a GPU and does not fit into RAM, it
-        makes room later, when its process knows what it takes there. The ``first`` models of a daemon are
-        loaded as configured.
+        """Unloads idle models, and then puts models of ``leaving`` to rest. Stops as soon as ``backend`` fits
+        beside the others, or when no model is left to put to rest. If the backend may use a GPU and does not
+        fit into RAM, it makes room later, when its process knows what it takes there. The ``first`` models of
+        a daemon are loaded as configured.
 
         ``show`` is called before each model is put to rest. Raises ModelError if a GPU has no room for the
         backend alone. No model has been put to rest then.
@@ -82,8 +82,8 @@ class Room:
         awake: list[BackendSlot],
         show: Callable[[str, Mapping[str, object]], None],
     ) -> Need:
-        """Makes room, and returns the size to load. ``beside`` are the budgets of the GPUs. If no more models
-        can leave, only the budgets ``alone`` count."""
+        """Makes room, and returns the size to load. ``beside`` are the budgets of the GPUs. If no model is
+        left to put to rest, only the budgets ``alone`` count."""
         while True:
             used, private = self.models.taken(backend)
             budgets = memory.budgets(settings, private, beside)

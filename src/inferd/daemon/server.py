@@ -1,7 +1,7 @@
 """The server: the surfaces on their sockets, and their shared limits.
 
-A reload changes the limits and the API key while requests run. A drain lets running and waiting requests
-finish for some time, and then cancels the rest.
+A reload changes the limits and the API key while requests run. A drain gives running and waiting requests
+some time to finish, and then cancels the rest.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ class Server:
             held.push_async_callback(listener.close, FLUSH_GRACE_SECS)
 
     def trust(self, bridge_token: str) -> None:
-        """Lets the HTTP bridge name the client of each request. The bridge proves its identity with
-        ``bridge_token``."""
+        """Permits the HTTP bridge to state which client each request comes from. The bridge proves its
+        identity with ``bridge_token``."""
         for service in self._services:
             service.bridge_token = bridge_token
 

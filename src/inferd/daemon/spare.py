@@ -1,4 +1,4 @@
-"""Keeps a spare engine process: a program that was started before a model is to be loaded.
+"""Keeps a spare engine process: a program that is started in advance, before there is a model to load.
 
 Before an engine process can read a model, its interpreter starts and imports its modules, which takes longer
 than to load a small model. So some time after a load, the daemon starts one program that does this and then
@@ -38,8 +38,8 @@ class Spare:
 
     @contextmanager
     def loading(self) -> Iterator[Spawned | None]:
-        """Surrounds a load, which owns the yielded program. No spare is started before the last running load
-        has ended."""
+        """A context manager for a load. It yields the spare program, which then belongs to the load, or
+        ``None``. No spare is started before the last running load has ended."""
         self._loads += 1
         self._stop_waiting()
         try:

@@ -27,7 +27,8 @@ def run(read: Callable[[], LoadedConfig], build: Build | None = None) -> int:
 
     ``read`` reads the configuration, now and for each reload. If the config file has an error, ``run`` opens
     the admin socket before it raises the error, so that clients can see the error there. ``build`` replaces
-    the function that builds backends. It may be slow, so ``run`` then binds no inference socket early.
+    the function that builds backends. With ``build``, which may be slow, the inference sockets are bound only
+    when all backends are ready.
     """
     # Other processes find the lock and the sockets before the daemon handles these signals. So the signals
     # are blocked until then.

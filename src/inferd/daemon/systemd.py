@@ -48,7 +48,7 @@ class Watchdog:
     """Pings the manager twice in each watchdog interval. Sends no ping while ``dead()`` returns the names of
     dead backends.
 
-    The timer runs on the event loop. So a hung event loop sends no ping either.
+    The timer runs on the event loop. So no ping is sent while the event loop hangs, either.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, dead: Callable[[], Sequence[str]]) -> None:
@@ -89,8 +89,8 @@ def passed_sockets(addresses: Mapping[str, str], *, has_key: bool) -> dict[str, 
 
     ``addresses`` are the configured addresses, by surface name. A socket belongs to the surface with the
     socket's name, or else to the surface with the socket's address. Raises AddressError if a socket matches
-    no surface or the same surface as another socket, does not listen, or needs an API key while ``has_key``
-    is false.
+    no surface, if two sockets match the same surface, if a socket does not listen, or if a socket needs an
+    API key and ``has_key`` is false.
     """
     variables = {name: os.environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")}
     if variables["LISTEN_PID"] != str(os.getpid()) or not variables["LISTEN_FDS"].isdecimal():

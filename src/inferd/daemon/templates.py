@@ -2,9 +2,9 @@
 
 llama.cpp finds this by running the template, which is untrusted, so an engine process does it in its sandbox.
 Every load of a model does it. For a model that was not loaded yet, :func:`analyse` starts an engine process
-that does nothing else. The findings are kept in a file. They hold for one content of the model file, for one
-template of the configuration, and for one version of inferd. A model whose analysis failed is not analysed
-again, but a load replaces the failure by its finding.
+that does nothing else. The findings are kept in a file. A finding is valid only for the same content of the
+model file, the same template in the configuration, and the same version of inferd. A model whose analysis
+failed is not analysed again. But when the model is loaded, the finding of the load replaces the failure.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def read_template(path: Path | None) -> str:
 
 
 def key_of(store: ModelStore, fd: int, sha256: str | None, template: str) -> str:
-    """Returns the key of the findings about the open model file ``fd``, which a non-empty ``template`` makes
-    use another template than its own. A ``sha256`` counts only if the store has verified this file."""
+    """Returns the key of the findings about the open model file ``fd``. If ``template`` is not empty, it is
+    used instead of the file's own template. A ``sha256`` counts only if the store has verified this file."""
     verified = sha256 is not None and store.is_stamped(sha256, os.fstat(fd))
     file = sha256 if verified and sha256 is not None else look_of(fd)
     return f"{file} {hashlib.sha256(template.encode()).hexdigest()}" if template else file
@@ -72,8 +72,9 @@ def key_of(store: ModelStore, fd: int, sha256: str | None, template: str) -> str
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The origin of a model's template: the ``file`` of the model, which is the first one of a split model,
-    or the text ``template`` unless it is empty. ``sha256`` is the digest of the file in the store."""
+    """The origin of a model's template: the text ``template`` or, if this is empty, the ``file`` of the
+    model. If the model is split, ``file`` is the first of its files. ``sha256`` is the digest of the file in
+    the store."""
 
     name: str
     file: Path
@@ -96,8 +97,8 @@ class Source:
 
 class Findings:
     """The findings in the file ``path``. ``None`` stands for a failed analysis. Several daemons may share the
-    file: one that overwrites the addition of another costs one analysis. All methods are thread-safe, and
-    block."""
+    file. If a daemon overwrites a finding that another daemon has added, the template is analysed again. All
+    methods are thread-safe, and block."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -105,14 +106,14 @@ class Findings:
         self._found: dict[str, Template | None] = {}
 
     def all(self) -> Mapping[str, Template | None]:
-        """Returns all findings by their keys. If the file is damaged or was written by another version, there
-        are only those of this process."""
+        """Returns all findings by their keys. If the file is damaged or was written by another version,
+        returns only the findings of this process."""
         with self._lock:
             self._found = {**self._read(), **self._found}
             return self._found
 
     def add(self, key: str, template: Template | None) -> None:
-        """Adds a finding. If the file cannot be written, only this process remembers it."""
+        """Adds a finding. If the file cannot be written, only this process remembers the finding."""
         with self._lock:
             before = {**self._read(), **self._found}
             if key in before and before[key] == template:
@@ -207,7 +208,8 @@ class Lookup:
         self._known = found.all()
 
     def finding(self, source: Source) -> Template | None:
-        """Returns the finding about a template, or ``None`` without one. Raises OSError."""
+        """Returns the finding about a template, or ``None`` if there is no finding or the analysis failed.
+        Raises OSError."""
         with source.opened() as fd:
             key = source.key(self.store, fd)
         if key not in self._known:
@@ -226,7 +228,7 @@ class Analyses:
         self._closed = False
 
     def want(self, lookup: Lookup) -> None:
-        """Begins the analyses that ``lookup`` missed."""
+        """Begins to analyse the sources for which ``lookup`` found nothing."""
         if self._closed:
             return
         self._wanted |= lookup.missing
@@ -243,7 +245,7 @@ class Analyses:
             self._work = None
 
     async def close(self) -> None:
-        """Ends a running analysis without a finding, and takes no further sources."""
+        """Stops a running analysis, which then gives no finding, and accepts no further sources."""
         self._closed = True
         if self._work is not None:
             self._work.cancel()

@@ -4,7 +4,7 @@
 before any output, or returns a :class:`Stream` of events that ends with exactly one ``Done``. If a stream
 ends without ``Done``, the backend has failed. The wire surfaces encode these events, so a backend knows no
 wire format. A backend may build the frames of its text itself, which is faster: it puts the text between the
-bytes of a ``FrameTemplate``, whose meaning it need not know.
+bytes of a ``FrameTemplate``. The backend need not know what these bytes mean.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from inferd.errors import EmbedUnsupported, RerankUnsupported
 
 
 class Accelerator(NamedTuple):
-    """The device that computes the model; ``kind`` is ``cpu``, ``cuda``, ``metal``, ``vulkan``, ``remote`` …
+    """The device that computes the model. ``kind`` is, for example, ``cpu``, ``cuda``, ``metal``, ``vulkan``
+    or ``remote``.
 
     ``cpu_variant`` names the variant of llama.cpp's CPU backend, which llama.cpp also uses together with a
     GPU. It is empty for a remote model.

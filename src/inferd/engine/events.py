@@ -38,7 +38,7 @@ class CacheUse(Struct, frozen=True):
 
 
 class DraftUse(Struct, frozen=True):
-    """The numbers of draft tokens that speculative decoding computed and accepted."""
+    """How many draft tokens speculative decoding computed, and how many of them it accepted."""
 
     drafted: int
     accepted: int
@@ -46,8 +46,8 @@ class DraftUse(Struct, frozen=True):
 
 class Timings(Struct, frozen=True):
     """The times of a request in milliseconds: for the prompt (``prefill_ms``), for the answer
-    (``decode_ms``), and from when the backend took the request to the first text (``ttft_ms``).
-    ``tokens_per_second`` is the speed of decoding."""
+    (``decode_ms``), and until the first text (``ttft_ms``). ``ttft_ms`` begins when the backend takes the
+    request. ``tokens_per_second`` is the speed of decoding."""
 
     prefill_ms: float
     decode_ms: float
@@ -87,8 +87,8 @@ class Done(Struct, frozen=True):
     the backend sent the answer as :class:`Text` events. ``tool_missing`` means that a tool call was required
     and the answer ended without one. ``unenforced`` lists the schema keywords that did not constrain the
     answer. Each item is the tool's name (empty for the answer's own schema), ``#``, and a JSON pointer.
-    ``logprobs`` holds the log probabilities of tokens that no frame carried, as JSON objects separated by
-    commas.
+    ``logprobs`` holds the log probabilities of those tokens that were in no frame. They are JSON objects,
+    separated by commas.
     """
 
     stop_reason: StopReason

@@ -146,7 +146,8 @@ class Family:
 
 
 def shows_earlier_thoughts(templates: _llama.Templates, model: _llama.Model) -> bool:
-    """Returns whether the template still shows the thinking of an answer after the next user message."""
+    """Returns whether the template still shows the thinking of an answer once another user message has
+    followed."""
     thought = "an earlier thought"
     messages = [
         {"role": "user", "content": "Why?"},
@@ -290,8 +291,8 @@ def _tool(tool: Tool) -> dict[str, object]:
 
 
 def _with_all_keys(tool: Tool) -> Tool:
-    """Returns the tool with the key ``required``, and with one ``type`` for each parameter. Some templates
-    fail without these keys."""
+    """Returns a copy of the tool in which the schema has the key ``required``, and each parameter has exactly
+    one ``type``. Some templates fail without these keys."""
     schema = orjson.loads(tool.schema)
     parameters = {}
     for name, part in (schema.get("properties") or {}).items():
@@ -302,7 +303,8 @@ def _with_all_keys(tool: Tool) -> Tool:
 
 
 def _with_named_arrays(tool: Tool) -> Tool:
-    """Returns the tool with array types such as ``["string[]"]``, which gpt-oss's template shows as arrays of
+    """Returns a copy of the tool in which the type of an array names the type of its items. For example, the
+    type of an array of strings is ``["string[]"]``. gpt-oss's template shows such a type as an array of
     strings. The template also reads the key ``items`` of an array, but llama.cpp's interpreter finds a method
     of that name instead of the key."""
 

@@ -1,8 +1,8 @@
 """The :class:`~inferd.engine.backend.Backend` for embedding and ranking models on llama.cpp.
 
-A request becomes a job. One thread of a pool of two first converts all texts of the job to token sequences
-and checks them. Another thread computes batches of whole sequences. A batch takes one sequence of each job in
-turn until it is full, so concurrent requests share a batch, and a short request does not wait until a long
+A request becomes a job. First, one of two threads converts all texts of the job to token sequences and checks
+them. A third thread computes batches of whole sequences, for all jobs. A batch takes one sequence of each job
+in turn until it is full, so concurrent requests share a batch, and a short request does not wait until a long
 one has ended. The GIL is released while a batch is computed. A cancelled job is left out of the next batch.
 If all jobs of a batch are cancelled, the batch is interrupted.
 """

@@ -1,12 +1,13 @@
 """Releases the memory of a mapped model file after a load.
 
-llama.cpp maps the model file into memory. It copies weights to a GPU, and rearranges others for the processor
-in a copy. The pages of the originals stay resident although nothing reads them again. So ``give_back``
-releases all pages of the file after a load. If a page is still needed, the system reads it again, from its
-page cache or from the disk.
+llama.cpp maps the model file into memory. It copies some weights to a GPU, and makes a rearranged copy of
+other weights for the processor. The pages of the originals stay resident although nothing reads them again.
+So ``give_back`` releases all pages of the file after a load. If a page is still needed, the system reads it
+again, from its page cache or from the disk.
 
 ``give_back`` reads the list of mappings, /proc/self/maps. The sandbox of an engine forbids opening files, so
-``hold`` opens the list before. On a system without this list, nothing is released.
+``hold`` opens the list before the engine enters the sandbox. On a system without this list, nothing is
+released.
 """
 
 from __future__ import annotations

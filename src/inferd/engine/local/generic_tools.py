@@ -1,8 +1,9 @@
 """Tool calls for models whose template does not support tools.
 
 The system message describes the tools and asks the model to write a call as one JSON object. If the model may
-also answer in text, the marker ``<tool_call>`` precedes the object. A grammar for the answer, the guide,
-constrains the whole answer if a call is required, and otherwise the answer from the marker on.
+also answer in text, the marker ``<tool_call>`` precedes the object. The guide is a grammar for the answer. If
+a call is required, the guide constrains the whole answer. Otherwise, it constrains the answer from the marker
+on.
 """
 
 from __future__ import annotations
@@ -100,8 +101,8 @@ class Reader:
         return Text(shown)
 
     def _split_before_marker(self) -> tuple[str, str]:
-        """Splits the text that was held back into a part to emit, and an end with which the marker may
-        begin."""
+        """Splits the text that was held back into a part to emit, and the rest, which may be the beginning of
+        the marker."""
         for n in range(min(len(self._held), len(MARKER) - 1), 0, -1):
             if self._held.endswith(MARKER[:n]):
                 return self._held[:-n], self._held[-n:]

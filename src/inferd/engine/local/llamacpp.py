@@ -187,7 +187,8 @@ class LlamaCpp(Backend):
         self.states = EngineStates(self._engine, send, idle_ms)
 
     async def generate(self, request: GenerateRequest, left: _llama.Cancellation | None = None) -> Stream:
-        """Starts a request. ``left`` cancels its preparation sooner than cancelling the task does."""
+        """Starts a request. ``left.cancel()`` stops the preparation of the request at once, sooner than a
+        cancellation of the task."""
         if not self.ready() or self._loop is None:
             raise NotReady
         self._ahead.stop()

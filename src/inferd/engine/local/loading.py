@@ -37,8 +37,8 @@ def pass_on_log(at_least: int = 0) -> str:
 
 @contextmanager
 def loading(cancelled: threading.Event) -> Iterator[None]:
-    """Surrounds a load. Adds llama.cpp's reason to a ``ModelError``. Raises ``BootCancelled`` if the load
-    succeeds but ``cancelled`` is set."""
+    """A context manager for a load. Adds llama.cpp's reason to a ``ModelError``. Raises ``BootCancelled`` if
+    the load succeeds but ``cancelled`` is set."""
     try:
         yield
     except ModelError as error:

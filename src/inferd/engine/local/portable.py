@@ -85,8 +85,8 @@ def companions() -> list[Companion]:
 
 def not_loaded(companion: Companion) -> str:
     """Returns the reason why the library of ``companion`` cannot be loaded, or ``""``. The reason may be the
-    linker's, such as a missing library of the GPU's driver. Import the engine before this call, which loads
-    the library."""
+    linker's, such as a missing library of the GPU's driver. Import the engine before this call: the import
+    loads the libraries on which the library of ``companion`` depends."""
     if not companion.problem:
         import ctypes  # most installs have no companion
 

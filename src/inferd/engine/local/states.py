@@ -38,7 +38,8 @@ Send = Callable[[int, int, bytes, Sequence[int]], None]
 
 
 class EngineStates:
-    """Requests and sends states, in the engine process. ``wake`` and ``receive`` run on the event loop."""
+    """Asks the daemon for states and sends states to it, in the engine process. ``wake`` and ``receive`` run
+    on the event loop."""
 
     def __init__(self, engine: Engine, send: Send, idle_ms: int) -> None:
         self._engine = engine
@@ -124,8 +125,8 @@ class StateStore(Protocol):
         damaged."""
 
     def save(self, state: m.LeavingState, fd: int) -> tuple[int, list[int]]:
-        """Saves a state. Returns the number of the new file, or 0 if none was made, and the numbers of
-        deleted files."""
+        """Saves a state. Returns the number that identifies the new file, or 0 if no file was made, and a
+        list of the numbers that identify the deleted files."""
 
 
 class DaemonStates:

@@ -1,5 +1,5 @@
-"""The sandbox of an engine process. Inside the sandbox, the process can compute and use the descriptors that
-it holds, and nothing else.
+"""The sandbox of an engine process. Inside the sandbox, the process can only compute, and use the descriptors
+that it already holds.
 
 The process calls :func:`enter` once, before it reads a byte of a model. A process cannot leave its sandbox.
 Model files, chat templates and grammars are untrusted. If one of them exploits a fault of llama.cpp, the

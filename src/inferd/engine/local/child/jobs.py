@@ -130,7 +130,7 @@ class Job:
         self._wake()
 
     def fail(self, error: InferdError) -> None:
-        """Makes the coroutine that waits for the job raise ``error``."""
+        """Raises ``error`` in the coroutine that waits for the job."""
         self._error = error
         self._wake()
 
@@ -169,8 +169,9 @@ class Job:
 
 
 class JobQueue:
-    """Runs at most ``limit`` jobs with a client, and at most twice ``limit`` jobs, on the process that was
-    last passed to :meth:`serve`. A job with ``alone`` runs only while no other job runs."""
+    """Runs jobs on the process that was last passed to :meth:`serve`: at most ``limit`` jobs whose client is
+    still there, and at most twice ``limit`` jobs in all. A job with ``alone`` runs only while no other job
+    runs."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit

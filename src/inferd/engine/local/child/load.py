@@ -29,8 +29,8 @@ def load_model(
     If ``load`` has contexts to choose from, ``ask`` is called with what the model needs. It returns one of
     the contexts once there is room for the model.
 
-    ``fds`` are the descriptors of the model's files in order, then those of the projector, the draft model
-    and the adapters that ``load`` names.
+    ``fds`` are the descriptors of the model's files in order. The descriptors of the projector, the draft
+    model and the adapters follow, as far as ``load`` names these.
     """
     model_fd = fds[0]
     embeds = load.embed

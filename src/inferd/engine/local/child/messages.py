@@ -1,9 +1,10 @@
 """The messages between the daemon and an engine process: their kinds and bodies.
 
-The comment beside each kind describes its body. A type stands for its msgpack, and *packed* for the form that
-:func:`pack` makes. A large packed body, such as a request with media, is written to a memory file, and the
-file's descriptor is sent instead. The daemon does not trust an engine: if a message has an unknown kind, or a
-body that does not decode to its type, the daemon kills that engine.
+The comment beside each kind describes its body. If the comment names a type, the body is a value of this
+type, encoded as msgpack. *packed* means the form that :func:`pack` makes. A large packed body, such as a
+request with media, is written to a memory file, and the file's descriptor is sent instead. The daemon does
+not trust an engine: if a message has an unknown kind, or a body that does not decode to its type, the daemon
+kills that engine.
 """
 
 from __future__ import annotations
@@ -91,8 +92,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     ``n_ctx`` is the context of one request in tokens. ``n_parallel`` is the maximum number of concurrent
     requests. If ``n_gpu_layers`` is -1, the GPU computes all layers. If ``threads`` is 0, the token loop
     chooses the number. ``flash_attention`` is ``auto``, ``on`` or ``off``. If ``embed`` is true, the model
-    makes vectors or scores, and no text. ``None`` has the same effect if ``vectors_wanted`` is set and the
-    model's file names a pooling. If ``embed_pooling`` is ``None``, the file's pooling applies.
+    makes vectors or scores, and no text. ``None`` means true if ``vectors_wanted`` is set and the model's
+    file names a pooling, and false otherwise. If ``embed_pooling`` is ``None``, the file's pooling applies.
     ``force_backend`` is the required kind of device.
 
     ``parts`` is the number of the model's files. ``projector`` and ``draft_model`` add one descriptor each.
@@ -100,13 +101,14 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     ``ahead_tokens`` limits the tokens of the next prompt that are computed in advance, after an answer. With
     ``keep_thinking``, the prompt keeps earlier thinking that the client sends back, even if the template
     would omit it. ``drafts`` is ``auto``, ``on`` or ``off``. If ``files`` is set, the daemon keeps cache
-    states in files. The engine sends a state to save before its eviction, and after ``file_after_ms`` without
-    a job. ``cage`` is a profile of :mod:`inferd.engine.local.child.cage`. ``chat_template`` is the Jinja text
-    that replaces the model's own template. ``workers`` are the addresses of RPC workers, which compute a part
-    of the model. If this host has no GPU, the workers compute the last ``worker_layers`` layers (-1: all).
-    Otherwise the workers and the GPU together compute ``n_gpu_layers`` layers. A load waits at most
-    ``worker_absent_secs`` for a worker that cannot be reached. If ``template_only`` is set, only the chat
-    template is analysed. The process then loads no weights and serves no requests.
+    states in files. The engine sends a state to be saved in two cases: before the engine evicts the state,
+    and when the engine has had no job for ``file_after_ms``. ``cage`` is a profile of
+    :mod:`inferd.engine.local.child.cage`. ``chat_template`` is the Jinja text that replaces the model's own
+    template. ``workers`` are the addresses of RPC workers, which compute a part of the model. If this host
+    has no GPU, the workers compute the last ``worker_layers`` layers (-1: all). Otherwise the workers and the
+    GPU together compute ``n_gpu_layers`` layers. A load waits at most ``worker_absent_secs`` for a worker
+    that cannot be reached. If ``template_only`` is set, only the chat template is analysed. The process then
+    loads no weights and serves no requests.
 
     Before a load that takes memory of a GPU, the engine sends what the model needs with each of the
     ``contexts``, and waits for GRANTED. With ``asks``, it also asks before a load on a CPU. Without

@@ -5,8 +5,8 @@ Every message is validated. After the process has ended, ``lost`` is called on e
 
 A process is hung, and is killed, if it answers no ping or if a step takes far longer than predicted. A
 process that was merely stopped (SIGSTOP) is killed, too. Times are those of the monotonic clock, which does
-not run while the machine sleeps. Time in which the daemon itself did not run does not count. On Linux, time
-in which the process waited for a processor does not count either: a busy machine is not a hung process.
+not run while the machine sleeps. The time in which the daemon itself was not running is subtracted. On Linux,
+the time in which the process waited for a processor is subtracted, too: a busy machine is not a hung process.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def waits_of(pid: int) -> dict[str, int]:
 class Patience:
     """The time limits of a process. A process that answers no ping is reported after ``slow_secs`` and killed
     after ``hang_secs``. A step of the token loop is reported once it takes ``slow_secs`` longer than
-    predicted. The process is killed once a step takes ``hang_secs`` or ``predicted_factor`` times its
-    predicted time, whichever is longer."""
+    predicted. The process is killed once a step takes longer than both ``hang_secs`` and ``predicted_factor``
+    times its predicted time."""
 
     slow_secs: float = 4.0
     hang_secs: float = 30.0

@@ -47,7 +47,8 @@ def environment() -> dict[str, str]:
 
 class Spawned:
     """Starts the program. It waits for its ``LOAD`` message on the other end of ``sock``. ``ended`` is done
-    when the program has ended, and has its exit code. Raises ModelError if the program cannot be started."""
+    when the program has ended. Its result is the program's exit code. Raises ModelError if the program cannot
+    be started."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -91,7 +92,7 @@ class Spawned:
 
     async def end(self) -> bool:
         """Waits until the program ends by itself. Kills it after ``END_SECS``, or if the caller is cancelled.
-        Returns whether the program has ended within ``KILL_SECS`` then."""
+        Then waits at most ``KILL_SECS``, and returns whether the program has ended."""
         try:
             await asyncio.wait((self.ended,), timeout=END_SECS)
         finally:

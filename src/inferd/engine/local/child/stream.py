@@ -19,8 +19,8 @@ deadline."""
 
 class HostedStream(Stream):
     """The events of a job. The process pauses the job while ``WINDOW_BYTES`` or more of sent events are not
-    acknowledged. The stream acknowledges the events that were pulled, half a window at a time.
-    ``believed`` surrounds the decoding of a message."""
+    acknowledged. The stream acknowledges the pulled events in steps of half a window. ``believed`` makes a
+    context manager in which a message is decoded."""
 
     def __init__(self, job: Job, believed: Callable[[], AbstractContextManager[None]]) -> None:
         self._job = job

@@ -2,9 +2,10 @@
 
 This supervisor restarts the process when the process dies or hangs: the first time at once, then with
 increasing back-off. Running requests fail with an error that tells the client to send them again. Queued
-requests wait for the new process. A request that was running when two processes died is a suspect, and runs
-alone from then on. If no other request was running at its second or a later death, the request is convicted:
-it is refused for a time. Three deaths within a minute without a conviction open the circuit breaker.
+requests wait for the new process. A request during which two processes have died is a suspect, and runs alone
+from then on. If this request was the only running one when the second process or a later one died, the
+request is convicted: it is refused for a time. Three deaths within a minute without a conviction open the
+circuit breaker.
 """
 
 from __future__ import annotations
@@ -63,10 +64,10 @@ _log = log.get("engine")
 class HostedModel(Backend):
     """The model of ``load``. This object owns ``fds``, the model's verified files, and passes them to each
     process that it starts. ``check_files`` raises ModelError if a file has changed. ``system`` is the system
-    prompt of requests without one. ``states`` keeps the KV caches of earlier prompts in files, which a later
-    daemon can use, too. ``estimate_bytes`` is the memory that an engine process of the model may need.
-    ``on_loaded`` is awaited after the first load. ``loading`` surrounds each load, and provides a program
-    that is already running, or ``None``."""
+    prompt for requests without a system message. ``states`` keeps the KV caches of earlier prompts in files,
+    which a later daemon can use, too. ``estimate_bytes`` is the memory that an engine process of the model
+    may need. ``on_loaded`` is awaited after the first load. ``loading`` makes a context manager for each
+    load. Its value is a program that is already running, or ``None``."""
 
     kind = "llamacpp"
 
@@ -343,8 +344,8 @@ class HostedModel(Backend):
 
     @contextlib.contextmanager
     def believed(self) -> Iterator[None]:
-        """Surrounds the decoding of a message. If the message is malformed, kills the process and raises
-        BackendInternal."""
+        """A context manager in which a message is decoded. If the message is malformed, kills the process and
+        raises BackendInternal."""
         try:
             yield
         except (msgspec.MsgspecError, ValueError) as error:

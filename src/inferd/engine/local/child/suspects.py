@@ -1,10 +1,10 @@
 """Finds the requests that crash engine processes.
 
 A request is identified by a keyed hash. The key exists in this daemon alone, and the request's text is not
-kept. If a process dies, each request that was running becomes a possible cause. A request that was running
-when two processes died is a suspect and runs alone. If no other request was running at its second or a later
-death, the request is convicted: it is refused for ten minutes. A request's deaths are forgotten ten minutes
-after the last of them.
+kept. If a process dies, each request that was running becomes a possible cause. A request during which two
+processes have died is a suspect and runs alone. If this request was the only running one when the second
+process or a later one died, the request is convicted: it is refused for ten minutes. The deaths of processes
+during a request are forgotten ten minutes after the last of them.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _MOST_KEPT = 1000
 
 
 class Suspects:
-    """Counts for each request the processes that died while it was running. All times are seconds of a
-    monotonic clock."""
+    """For each request, counts the processes that died while the request was running. All times are seconds
+    of a monotonic clock."""
 
     def __init__(self) -> None:
         self._key = secrets.token_bytes(32)

@@ -62,10 +62,11 @@ def stricter(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
     """Yields rewritten conversations for templates that refuse the original or omit a part. The least changed
     conversation comes first.
 
-    In all of them, the ids of calls are nine letters and digits. The first has no other change. The second
-    moves the text of a turn with calls into a separate message. The third joins a user's text after tool
-    results to the last result. The fourth makes both changes. In the fifth, calls and results are text. A
-    conversation that equals an earlier one is left out.
+    In all of them, the id of a call consists of nine characters, each a letter or a digit. The first has no
+    other change. The second moves the text of a turn with calls into a separate message. If a user's text
+    follows tool results, the third appends this text to the last result. The fourth makes the changes of the
+    second and of the third. In the fifth, calls and results are text. A conversation that equals an earlier
+    one is left out.
     """
     with_ids = [_with_short_ids(message) for message in messages]
     apart = [part for message in with_ids for part in _apart(message)]

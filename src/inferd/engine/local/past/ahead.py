@@ -4,8 +4,9 @@ Many templates omit the thinking of earlier turns once the user speaks again. Th
 tokens in the slot only up to the first omitted thought, and the model would compute the rest while the client
 waits. But inferd knows the next prompt up to the user's text as soon as the answer has ended.
 
-The computation begins ``PAUSE_SECS`` after the answer, unless the machine runs on battery, and the number of
-its tokens is limited. The next request stops it. The tokens that were computed stay in the cache.
+The computation begins ``PAUSE_SECS`` after the answer, unless the machine runs on battery. The computation is
+limited to a number of tokens. The next request stops the computation. The tokens that were computed stay in
+the cache.
 
 An ``Ahead`` belongs to one model and runs on the event loop.
 """

@@ -3,9 +3,9 @@
 The next request of a conversation contains the answer. The model's template may write the answer differently
 than the model did: it reorders a call's arguments, changes their spaces, and strips the text. Then the tokens
 of the answer differ from those in the prefix cache, and the model would have to compute everything after them
-again. To avoid that, the answer's original tokens replace an assistant turn of the prompt that has the same
-text, thoughts and calls at the same place of the conversation. A turn with any difference is rendered
-normally.
+again. To avoid that, the answer's original tokens replace the assistant turn in the next prompt, if this turn
+has the same text, thoughts and calls as the answer, and the same place in the conversation. A turn with any
+difference is rendered normally.
 
 An ``Answers`` belongs to one model and is thread-safe.
 """

@@ -4,7 +4,8 @@ values.
 llama.cpp detects how a family writes tool calls and thoughts, and represents the format as a parser: a list
 of numbered nodes such as literals, sequences and choices. This module converts the nodes to rules in
 llguidance's Lark syntax. A node of type ``schema`` has a name (``tool-NAME-schema``,
-``tool-NAME-arg-PARAMETER-schema``, ``response-format-schema``); the JSON Schema of that name replaces it.
+``tool-NAME-arg-PARAMETER-schema``, ``response-format-schema``). The JSON Schema of that name replaces the
+node.
 
 (Over 400 lines, because the rules of all types of nodes refer to each other.)
 """
@@ -41,7 +42,7 @@ class Format:
     for raw text. ``texts_of`` maps the name of a rule to the raw texts that it allows: a list, an expression,
     or ``None`` for any text. ``requires`` returns whether a tool requires a parameter. ``members`` returns
     the expression for a tool's arguments in a notation of :mod:`~inferd.engine.local.schema.notations`. The
-    notation's name is the name of the parser's rule for it.
+    name of a notation is also the name of the parser's rule for this notation.
     """
 
     def __init__(
@@ -80,7 +81,8 @@ class Format:
     def root(self, *, free_text: bool = False) -> str:
         """Returns the rule for the whole answer, including the part that is already in the prompt.
 
-        With ``free_text``, a text node at the end of a sequence matches any text without its delimiters.
+        With ``free_text``, a text node at the end of a sequence matches any text in which none of the node's
+        delimiters occurs.
         """
         self._free_text = free_text
         return self.add("whole", self._expression(self._root))
@@ -119,9 +121,9 @@ class Format:
         """Returns the expression for the literal ``text``. Control tokens in ``text`` are written as tokens,
         not as characters.
 
-        Other markers of the format become separate parts of the expression, too. Otherwise one literal could
-        be the beginning of another: llguidance takes the longest literal that fits, and would skip a rule
-        with a shorter one.
+        Other markers of the format become separate parts of the expression, too. Otherwise a literal could be
+        the beginning of a longer literal. llguidance takes the longest literal that fits, and so would skip
+        the rule with the shorter literal.
         """
         parts = []
         for part in filter(None, self._marks.split(text)):
@@ -133,7 +135,8 @@ class Format:
         return self.add("SPACE", f"/[ \\n\\t]{{1,{_LONGEST}}}/") + "?"
 
     def text_without_brace(self) -> str:
-        """Returns the expression for any text that does not begin with a brace, or for no text."""
+        """Returns the expression for an empty text, and for any text that begins neither with a brace nor
+        with white space."""
         return self.add("PLAIN", "/[^{\\s](?s:.*)/") + "?"
 
     def up_to(self, ends: list[str], others: Sequence[str] = ()) -> str:
@@ -177,8 +180,8 @@ class Format:
     # Nodes.
 
     def _arguments(self) -> Iterator[tuple[int, str]]:
-        """Yields the number of each node that encloses the arguments of a call, and the name of the call's
-        tool."""
+        """Yields a pair for each node that encloses the arguments of a call: the number of the node in the
+        list of nodes, and the name of the call's tool."""
         for node in self._nodes:
             if node["type"] == "tag" and node["tag"] == "tool":
                 tool = self._literal_in("tool-name", node["child"])
@@ -369,7 +372,8 @@ class Format:
         return " ".join(out)
 
     def _end_of(self, until: dict[str, Any], following: list[int]) -> str:
-        """Returns the delimiter of the text node ``until`` with which the nodes ``following`` begin."""
+        """Returns the delimiter that ends the text node ``until``. The text of the nodes ``following`` begins
+        with this delimiter."""
         text = ""
         for node in map(self._resolved, following):
             if node["type"] == "literal":

@@ -2,8 +2,8 @@
 
 llama.cpp detects the format of a model family by comparing rendered conversations, and makes errors for some
 templates. Each function here fixes one of these errors in the parser's list of nodes (see
-:mod:`~inferd.engine.local.schema.family_grammar`). A function recognizes the parsers to change by their nodes
-and the prompt.
+:mod:`~inferd.engine.local.schema.family_grammar`). Each function recognizes from the nodes of a parser and
+from the prompt whether the parser has the error.
 """
 
 from __future__ import annotations

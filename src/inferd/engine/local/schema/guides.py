@@ -1,5 +1,5 @@
 """Converts a request's JSON Schemas to guides, which constrain the answer's tokens, and to checks of the
-finished answer. The token loop filters the tokens in native/sampling/sampling.h.
+finished answer. The token filter of the token loop is in native/sampling/sampling.h.
 
 llguidance is loaded from the extension module of its Python package. Rewritten schemas are cached, because
 every request of a conversation repeats its tools and formats.
@@ -85,9 +85,9 @@ class Guides:
     def answer(self, schema: str, *, lenient: bool) -> Held:
         """Compiles the schema of an answer.
 
-        Raises ``InvalidRequest`` if the schema is unusable, or if it has a keyword that cannot be enforced;
-        the message then contains the JSON pointer of the keyword. With ``lenient``, drops the keyword instead
-        if the finished answer can be checked against this keyword.
+        Raises ``InvalidRequest`` if the schema is unusable, or if it has a keyword that cannot be enforced.
+        The message then contains the JSON pointer of the keyword. With ``lenient``, a keyword that cannot be
+        enforced is dropped, without an error, if the finished answer can be checked against this keyword.
         """
         return self._held(schema, lenient, False)
 

@@ -72,8 +72,7 @@ def _parts(schema: Any, root: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def whole(pattern: str) -> str | None:
-    """Returns a regular expression that matches a text as a whole if the text contains a match of
-    ``pattern``.
+    """Returns a regular expression that matches the whole of each text in which ``pattern`` has a match.
 
     Returns ``None`` if the pattern has ``^`` or ``$`` in its middle, or has both an anchor at an end and
     alternatives outside of groups.

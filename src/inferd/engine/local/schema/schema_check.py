@@ -1,7 +1,7 @@
 """Validates a finished value against its JSON Schema, under the draft that the schema declares.
 
 The grammar enforces most of a schema while the model writes. This module checks the finished value against
-the whole schema, with the exceptions of :class:`Check`. Matching a pattern has a time limit, because the
+the whole schema, except for what :class:`Check` leaves out. Matching a pattern has a time limit, because the
 client chooses the pattern and influences the text. Checking a value has a time limit, too: if each definition
 refers to the next one twice, the number of parts to check grows exponentially.
 """
@@ -87,7 +87,7 @@ def read(text: str) -> dict[str, Any]:
     """Returns the schema in ``text``, which must be a JSON object.
 
     Raises ``InvalidRequest`` if the schema is too large, nests too deeply, or is invalid under its own draft.
-    Also raises it if the request is cancelled, because validating a large schema takes seconds.
+    Validating a large schema takes seconds, so a cancelled request raises ``InvalidRequest``, too.
     """
     try:
         with _turn:
@@ -126,7 +126,7 @@ def _validator_of(draft: Any) -> Any:
     ``InvalidRequest`` if the request is cancelled.
 
     ``$schema`` is removed from each part of the meta-schema. For a part with ``$schema``, jsonschema would
-    use its own validator class, which does not stop when the request is cancelled.
+    switch to one of jsonschema's own validator classes. These do not stop when the request is cancelled.
     """
     keywords = {key: _cancellable(draft.VALIDATORS[key]) for key in _REFERENCES if key in draft.VALIDATORS}
     specification = specification_with(draft.META_SCHEMA["$schema"])

@@ -100,8 +100,8 @@ def _inside(node: dict[str, Any], key: str, whole: bool) -> float:
 
     llguidance compares decimal numbers. The result is an integer that a float64 holds exactly, or a number
     with at most 15 significant digits and at most 22 decimal places. A client that reads a float64 cannot
-    distinguish an exclusive bound from a number very close to it. So the result for an exclusive bound is one
-    unit of its last digit away.
+    distinguish an exclusive bound from a number very close to it. So the result for an exclusive bound
+    differs from the bound by up to one unit of the result's last digit.
     """
     bound, up = node[key], key in _LOWER
     exclusive = key.startswith("exclusive") or node.get(f"exclusive{key.capitalize()}") is True  # of draft 4

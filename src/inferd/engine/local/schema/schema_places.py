@@ -1,6 +1,6 @@
-"""Visits the subschemas of a JSON Schema, and makes errors that contain a JSON pointer.
+"""Visits the subschemas of a JSON Schema, and creates errors that contain a JSON pointer.
 
-A visit ends at the next subschema if the request that the thread prepares is cancelled.
+If the request that the thread prepares is cancelled, the visit stops at the next subschema.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def refusal(pointer: str, reason: str) -> InvalidRequest:
 
 
 def step(pointer: str, key: object) -> str:
-    """Returns the JSON pointer of the member or item ``key`` of the value at ``pointer``."""
+    """Returns the JSON pointer of a member of an object or of an item of a list. The object or list is at
+    ``pointer``, and ``key`` is the name of the member or the index of the item."""
     return f"{pointer}/{str(key).replace('~', '~0').replace('/', '~1')}"
 
 
@@ -87,7 +88,7 @@ def nodes(schema: Any) -> Iterator[dict[str, Any]]:
 
 
 def count(root: Any) -> int:
-    """Counts the schema and its subschemas, under the keywords of all drafts. Stops soon after
+    """Counts the schema and its subschemas. Finds subschemas by the keywords of all drafts. Stops soon after
     ``MAX_SCHEMAS``."""
     left, found = [root], 0
     while left and found <= MAX_SCHEMAS:
@@ -115,8 +116,8 @@ def schemas(root: Any) -> Iterator[dict[str, Any]]:
 
 
 def _parts(node: dict[str, Any], maps: Set[str], ones: Set[str]) -> Iterator[Any]:
-    """Yields the direct subschemas of the node. ``maps`` and ``ones`` are the keywords to read as in ``MAP``
-    and ``ONE``."""
+    """Yields the direct subschemas of the node. ``maps`` are the keywords whose value maps names to schemas.
+    ``ones`` are the keywords whose value is one schema."""
     for key, value in node.items():
         if key in LIST and isinstance(value, list):
             yield from value

@@ -2,7 +2,7 @@
 
 :func:`rewrite` makes an equivalent or narrower schema that llguidance accepts. Raises an error with the JSON
 pointer of a keyword that cannot be enforced. With ``lenient``, removes and lists the keyword, and the caller
-checks the finished answer. Properties keep their order, in which the model writes them.
+checks the finished answer. Properties keep their order: the model writes them in this order.
 
 Property names are never read as keywords: a property may be called ``type`` or ``pattern``.
 """
@@ -61,8 +61,8 @@ def rewrite(root: dict[str, Any], *, lenient: bool, is_tool: bool, compiles: Com
     """Rewrites ``root``, a valid schema. ``compiles`` returns whether llguidance accepts a schema.
 
     With ``is_tool``, ``root`` describes a tool's arguments, which are an object. If ``root`` declares
-    properties, and no keyword could allow others, the rewritten schema forbids undeclared properties. Raises
-    ``InvalidRequest`` with the JSON pointer of a keyword that cannot be used.
+    properties, and no keyword could allow further properties, the rewritten schema forbids undeclared
+    properties. Raises ``InvalidRequest`` with the JSON pointer of a keyword that cannot be used.
     """
     work = _Rewriter(root, lenient, compiles)
     if is_tool:
@@ -338,7 +338,7 @@ class _Rewriter:
 
 
 def _parts_of_references(root: Any) -> Iterator[str]:
-    """Yields the keys in the paths of references. Members with these keys are kept, keywords or not."""
+    """Yields the keys in the paths of references. Members with these keys are kept, even if not keywords."""
     for node in nodes(root):
         if isinstance(node.get("$ref"), str):
             yield from keys_of(node["$ref"])
