@@ -112,6 +112,18 @@ def test_a_worker_computes_a_part_and_the_text_stays_the_same(
     assert started["cage"]["seccomp"] == "yes"
 
 
+def test_an_entry_sets_the_number_of_layers_that_the_workers_compute(
+    daemon: Start, short_dir: Path, worker: Work
+) -> None:
+    there = worker()
+    path = short_dir / "config.json"
+    path.write_text(json.dumps({"backends": [entry(rpc=[there.address], n_gpu_layers=2)]}))
+    process = daemon(backend="", config=path, threads=1, active_permits=1, log="debug").wait_ready()
+    lines = [str(event["line"]) for event in process.wait_event("llama.cpp") if "line" in event]
+    # llama.cpp counts the matrix of the vocabulary as a third layer.
+    assert [line for line in lines if "offloaded 3/3 layers" in line]
+
+
 def test_a_worker_computes_quantised_layers_in_the_layout_of_its_processor(
     daemon: Start, short_dir: Path, worker: Work
 ) -> None:

@@ -88,7 +88,9 @@ def load(
             workers=entry.rpc,
             # One more than the layers, because llama.cpp also counts the matrix of the vocabulary, which
             # stays on this host.
-            worker_layers=-1 if card is None else memory.worker_layers(card, len(entry.rpc)) + 1,
+            worker_layers=-1
+            if card is None
+            else memory.worker_layers(card, len(entry.rpc), entry.n_gpu_layers) + 1,
             embed=entry.embed,
             vectors_wanted=settings.embed or settings.rerank,
             embed_pooling=entry.embed_pooling,
