@@ -10,20 +10,23 @@ import asyncio
 import io
 import random
 import resource
+import threading
 import wave
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from inferd.engine.events import Done
-from inferd.engine.local import _llama
+from inferd.engine.local import _llama, media
 from inferd.engine.local.llamacpp import LlamaCpp
 from inferd.engine.local.media import MAX_SIDE, to_item
 from inferd.engine.requests import GenerateRequest, Media, Message
 from inferd.errors import AttachmentUnsupported, InvalidRequest, ModelError
+from tests.daemon_process import PATIENCE_SECS
 from tests.requests import generate_request
 from tests.tiny_llama import RANDOM_WIDTH
 from tests.tiny_projector import (
@@ -159,6 +162,32 @@ async def test_no_more_pictures_are_unpacked_for_a_client_that_has_left(tmp_path
             left.cancel()
             with pytest.raises(InvalidRequest, match="its client has left"):
                 to_item(png(picture(1)), engine._family.projector)
+
+
+async def test_a_picture_that_waits_for_the_encoder_stops_waiting_when_its_client_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = threading.Event()
+
+    def item(*args: Any) -> Any:
+        begun.set()
+        return to_item(*args)
+
+    monkeypatch.setattr(media, "to_item", item)
+    async with seeing(tmp_path) as engine:
+        assert engine._family.projector is not None
+        with _llama.BusyProjector(engine._family.projector):
+            left = _llama.Cancellation()
+            asked = asyncio.create_task(engine.generate(ask(raw(picture(1))), left))
+            assert await asyncio.to_thread(begun.wait, PATIENCE_SECS)
+            await asyncio.sleep(0.05)  # time to reach the encoder
+            assert not asked.done()
+            left.cancel()
+            stopped, _ = await asyncio.wait((asked,), timeout=PATIENCE_SECS)
+        with pytest.raises(InvalidRequest, match="its client has left"):
+            await asked
+        assert stopped
+        assert (await answer(engine, raw(picture(1)))).usage.prompt_tokens > 0
 
 
 async def test_a_picture_that_cannot_be_used_is_refused_with_the_reason(tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ include "_embed.pxi"
 include "_cancel.pxi"
 include "_cache_for_tests.pxi"
 include "_drafts_for_tests.pxi"
+include "_media_for_tests.pxi"
 include "_sampling_for_tests.pxi"
 
 

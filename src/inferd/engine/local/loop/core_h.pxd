@@ -46,6 +46,12 @@ cdef extern from "native/taken.h" namespace "inferd" nogil:
     cmap[string, size_t] c_free_of_gpus "inferd::free_of_gpus"()
 
 
+cdef extern from "native/guards/cancel.h" namespace "inferd" nogil:
+    cdef cppclass CancellableMutex:
+        void lock() except +
+        void unlock()
+
+
 cdef extern from "native/media.h" namespace "inferd" nogil:
     cdef llama_token MEDIA_TOKEN "inferd::kMediaToken"
     cdef cppclass MediaItem:
@@ -70,6 +76,7 @@ cdef extern from "native/media.h" namespace "inferd" nogil:
         cbool hears()
         int sample_rate()
         const string& marker()
+        CancellableMutex& encoding()
         int decode(llama_context* ctx, const MediaSpan& span, int sequence, int n_batch)
 
 

@@ -7,6 +7,7 @@
 
 #include "backends.h"
 #include "guarded.h"
+#include "guards/cancel.h"
 #include "host.h"
 #include "mtmd-helper.h"
 #include "mtmd.h"
@@ -16,7 +17,7 @@ namespace inferd {
 struct Projector::State {
     const llama_model *model = nullptr;
     std::unique_ptr<mtmd_context, void (*)(mtmd_context *)> ctx{nullptr, mtmd_free};
-    std::mutex encoding;  // the context has one output buffer
+    CancellableMutex encoding;  // the context has one output buffer
 };
 
 namespace {
@@ -97,6 +98,8 @@ void Projector::add_need(const std::string &path, Taken &taken) noexcept {
 
 Projector::~Projector() = default;
 
+CancellableMutex &Projector::encoding() const noexcept { return state_->encoding; }
+
 bool Projector::sees() const noexcept { return mtmd_support_vision(state_->ctx.get()); }
 bool Projector::hears() const noexcept { return mtmd_support_audio(state_->ctx.get()); }
 int Projector::sample_rate() const noexcept { return hears() ? mtmd_get_audio_sample_rate(state_->ctx.get()) : 0; }
@@ -131,7 +134,7 @@ bool Projector::add(const MediaItem &item, int n_batch, std::vector<llama_token>
             }
             span.chunk = {mtmd_input_chunk_copy(chunk), mtmd_input_chunk_free};
             {
-                std::lock_guard<std::mutex> lock(state_->encoding);
+                std::lock_guard<CancellableMutex> lock(state_->encoding);
                 if (mtmd_encode_chunk(ctx, chunk) != 0) throw std::runtime_error("llama.cpp cannot encode it");
                 const float *out = mtmd_get_output_embd(ctx);
                 span.embeddings.assign(out, out + span.n_cells * llama_model_n_embd_inp(state_->model));

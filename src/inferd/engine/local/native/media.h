@@ -18,6 +18,8 @@ struct mtmd_input_chunk;
 
 namespace inferd {
 
+class CancellableMutex;
+
 // The placeholder token for each position of a media span.
 constexpr llama_token kMediaToken = -1;
 
@@ -57,8 +59,11 @@ class Projector {
     // The placeholder for an item in the text of a prompt. It is random, so that no client can write it.
     const std::string &marker() const noexcept { return marker_; }
 
+    // Locked while an item is encoded.
+    CancellableMutex &encoding() const noexcept;
+
     // Encodes `item`. Appends its tokens to `tokens`, and its encoded parts to `spans`. `n_batch`: the most tokens of a
-    // step.
+    // step. A cancel of the preparation ends the encoding before the next part.
     bool add(const MediaItem &item, int n_batch, std::vector<llama_token> &tokens, std::vector<MediaSpan> &spans,
              std::string &error) const noexcept;
 

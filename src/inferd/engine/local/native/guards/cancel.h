@@ -6,6 +6,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <mutex>
 #include <stdexcept>
 
@@ -67,6 +68,20 @@ class Watch {
 
   private:
     CancelFlag *const flag_;
+};
+
+// A mutex for work that takes seconds. A cancel of the preparation ends its wait.
+class CancellableMutex {
+  public:
+    void lock() {
+        do {
+            throw_if_cancelled();
+        } while (!mutex_.try_lock_for(std::chrono::milliseconds(10)));
+    }
+    void unlock() { mutex_.unlock(); }
+
+  private:
+    std::timed_mutex mutex_;
 };
 
 }  // namespace inferd
