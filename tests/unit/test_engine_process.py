@@ -198,6 +198,15 @@ async def test_a_request_can_be_cancelled_between_two_processes() -> None:
         assert (await end).stop_reason == "cancelled"
 
 
+async def test_a_signal_to_stop_is_for_the_daemon_alone() -> None:
+    async with hosted() as model:
+        stream = await begin(model, ask(max_tokens=200))
+        for number in (signal.SIGINT, signal.SIGTERM):  # a terminal and systemd send them to all processes
+            os.kill(pid_of(model), number)
+        assert (await finish(stream)).stop_reason == "length"
+        assert restarts_of(model) == 0
+
+
 async def test_the_process_is_reaped() -> None:
     async with hosted() as model:
         first = pid_of(model)

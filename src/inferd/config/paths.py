@@ -154,7 +154,7 @@ def cache_dir(env: Env = None) -> Path:
 
 def templates_path(env: Env = None) -> Path:
     """The file of the findings about chat templates (:mod:`inferd.daemon.templates`)."""
-    return cache_dir(env) / "templates.json"
+    return state_dir(env) / "templates.json"
 
 
 def models_home(env: Env = None) -> Path:

@@ -159,10 +159,12 @@ def _findings(path: Path) -> Findings:
     return Findings(path)
 
 
-async def analyse(source: Source, store: ModelStore, found: Findings, niceness: int = 0) -> Template | None:
-    """Analyses a template in an engine process of its own, unless there is a finding already. Returns the
-    finding, or ``None`` if the analysis failed. Raises OSError if a file cannot be opened, and ModelError if
-    no process can be started.
+async def analyse(
+    source: Source, store: ModelStore, found: Findings, *, background: bool = False
+) -> Template | None:
+    """Analyses a template in an engine process of its own, unless there is a finding already. In the
+    ``background``, the process has the lowest priority. Returns the finding, or ``None`` if the analysis
+    failed. Raises OSError if the file cannot be opened, and ModelError if no process can be started.
     """
     with source.opened() as fd:
         key, known = await in_thread(lambda: (source.key(store, fd), found.all()))
@@ -170,8 +172,9 @@ async def analyse(source: Source, store: ModelStore, found: Findings, niceness: 
             return known[key]
         process = EngineProcess(f"template of {source.name}", lambda reason: None, Patience())
         try:
-            with suppress(OSError):  # it may have ended already
-                os.setpriority(os.PRIO_PROCESS, process.pid, niceness)
+            if background:
+                with suppress(OSError):  # it may have ended already
+                    os.setpriority(os.PRIO_PROCESS, process.pid, LOWEST_PRIORITY)
             loading = process.load(analysis_of(source), [fd], ignored)
             template = (await asyncio.wait_for(loading, ANALYSIS_SECS)).template
         except (InferdError, asyncio.TimeoutError) as error:
@@ -240,7 +243,7 @@ class Analyses:
             while self._wanted:
                 source = self._wanted.pop(next(iter(self._wanted)))
                 with suppress(InferdError, OSError):  # a later listing asks again
-                    await analyse(source, store, self._found, LOWEST_PRIORITY)
+                    await analyse(source, store, self._found, background=True)
         finally:
             self._work = None
 

@@ -284,7 +284,8 @@ def serve() -> None:
     daemon closes the socket."""
     cage.die_with_parent(os.getppid())
     faulthandler.enable()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # from a terminal; the daemon ends this process
+    for number in (signal.SIGINT, signal.SIGTERM):  # from a terminal or systemd; the daemon ends this process
+        signal.signal(number, signal.SIG_IGN)
     sock = socket.socket(fileno=os.dup(0))
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
