@@ -134,7 +134,10 @@ class Soak:
                 looks = [*looks, found["tasks"]][-STEADY_LOOKS:]
                 steady = looks == [looks[0]] * STEADY_LOOKS
                 settled = steady if before is None else not _more(before, found)
-                if settled or time.monotonic() > patience:
+                # Some time after a load, the daemon starts its spare engine process.
+                engines = sum(row["engine"] is not None for row in state.backends)
+                whole = self.served.children() == engines + 1
+                if (settled and whole) or time.monotonic() > patience:
                     return found
             await asyncio.sleep(0.05)
 

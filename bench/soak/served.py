@@ -128,6 +128,10 @@ class Served:
             **await self.engine(),
         }
 
+    def children(self) -> int:
+        tasks = Path(f"/proc/{self.process.pid}/task")
+        return sum(len((task / "children").read_text().split()) for task in tasks.iterdir())
+
     def memory(self) -> dict[str, float]:
         """The resident memory, and the part that no file backs, unlike mapped weights."""
         return _memory(self.process.pid)
