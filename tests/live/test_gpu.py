@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from inferd.cli.columns import megabytes
 from inferd.client.admin import AdminClient
 from inferd.engine.backend import Need
 from inferd.engine.local import _llama
@@ -30,6 +31,7 @@ from inferd.store.models import ModelStore
 from tests.cases import cases
 from tests.daemon_process import DaemonProcess
 from tests.live.test_engine_process import engines
+from tests.shell import Shell
 from tests.tiny_bert import write_bert
 from tests.tiny_llama import random_llama, write_llama
 from tests.tiny_model import stock
@@ -131,6 +133,8 @@ def test_two_models_stay_on_a_gpu_with_room_for_both(daemon: Start, short_dir: P
     held = Daemon(daemon, short_dir, need[GPUS[0]] * 2, random_llama(), n_ctx=512)
     assert [held.ask(name)["type"] for name in "ab"] == ["done", "done"]
     assert held.taken() == {"a": need, "b": need}
+    lines = Shell(held.process.dir)("ps").stdout.splitlines()
+    assert sum(f", {megabytes(need[GPUS[0]])}" in line for line in lines) == 2
     held.process.note_resources()
 
 

@@ -5,7 +5,9 @@ tests/live/test_gpu.py measures on a GPU.
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,7 @@ from inferd.engine.local.opening import (
     open_engine,
     open_model,
 )
-from inferd.errors import ModelTooLarge
+from inferd.errors import ModelError, ModelTooLarge
 from tests.daemon_process import is_gone
 from tests.in_process import until
 from tests.tiny_bert import write_bert
@@ -88,10 +90,17 @@ class Asking:
         self.model = HostedModel(load, [os.open(random_llama(), os.O_RDONLY)], lambda *_: None)
         self.model.ask_first(self.grant, [1024, 512], always=True)
         self.pids: list[int] = []
+        self.waits: asyncio.Event | None = None
+        self.left = False
 
     async def grant(self, needs: Needs) -> Need | None:
         self.asked.append(needs)
         self.pids.append(pid_of(self.model))
+        try:
+            if self.waits is not None:
+                await self.waits.wait()
+        finally:
+            self.left = True
         if isinstance(self.granted, Exception):
             raise self.granted
         return self.granted
@@ -112,6 +121,18 @@ async def test_a_process_loads_the_context_that_it_is_granted(granted: Need | No
         assert len(asking.asked) == 1
     finally:
         await model.close()
+
+
+async def test_no_room_is_made_for_a_process_that_has_died() -> None:
+    asking = Asking(None)
+    asking.waits = asyncio.Event()
+    starting = asyncio.create_task(asking.model.start())
+    await until(lambda: bool(asking.pids))
+    os.kill(asking.pids[0], signal.SIGKILL)
+    with pytest.raises(ModelError, match="SIGKILL"):
+        await starting
+    await until(lambda: asking.left)
+    await asking.model.close()
 
 
 async def test_a_refused_process_ends() -> None:

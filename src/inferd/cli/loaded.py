@@ -44,13 +44,14 @@ def ps_command(as_json: bool) -> None:
 def _loaded(row: Frame) -> tuple[object, ...]:
     engine = row["engine"] or {}
     sizes = [megabytes(engine[key]) if engine.get(key) else "-" for key in ("file_bytes", "memory_bytes")]
+    on_gpus = sum(engine.get("gpu_bytes", {}).values())
     unused = "-" if row["running"] else duration(row["idle_secs"])
     return (
         row["name"],
         sizes[0],
         f"{row['n_ctx']:,}" if row["n_ctx"] else "-",
         sizes[1],
-        row["device"],
+        f"{row['device']}, {megabytes(on_gpus)}" if on_gpus else row["device"],
         row["running"],
         row["waiting"],
         unused,

@@ -79,7 +79,7 @@ def gpu_budgets(
     """Returns how many bytes all models together may take on each GPU: those of the settings, or else
     ``share`` of the bytes that are free or that loaded models have ``taken``. Not every driver counts the
     latter as used."""
-    most = {gpu: min(size + taken.get(gpu, 0), needs.all[gpu]) for gpu, size in needs.free.items()}
+    most = {gpu: min(size + taken.get(gpu, 0), needs.all.get(gpu, size)) for gpu, size in needs.free.items()}
     asked = settings.gpu_memory_budget_bytes
     return {gpu: min(asked, size) if asked else int(share * size) for gpu, size in most.items()}
 

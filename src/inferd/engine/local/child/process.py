@@ -143,9 +143,19 @@ class EngineProcess:
         if grant is not None:
             await asyncio.wait((self._load, self._needs), return_when=asyncio.FIRST_COMPLETED)
             if not self._load.done():
-                self._link.send(m.GRANTED, 0, m.encode(await grant(self._needs.result())))
+                await self._ask(grant, self._needs.result())
         self.loaded = await asyncio.shield(self._load)
         return self.loaded
+
+    async def _ask(self, grant: Callable[[Needs], Awaitable[int]], needs: Needs) -> None:
+        """Awaits ``grant``, unless the process ends first, and passes the answer on."""
+        granting = asyncio.ensure_future(grant(needs))
+        try:
+            await asyncio.wait((granting, self._load), return_when=asyncio.FIRST_COMPLETED)
+            if granting.done():
+                self._link.send(m.GRANTED, 0, m.encode(granting.result()))
+        finally:
+            granting.cancel()
 
     def prompt_read(self, job: int) -> float | None:
         """Returns the processed share of a job's prompt, from 0 to 1, as the process last reported it."""
