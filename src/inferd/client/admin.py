@@ -159,8 +159,8 @@ class AdminClient:
     def status(self) -> Status:
         """Returns the state of the daemon, with its requests, backends and metrics.
 
-        This method may be called repeatedly. The ``capabilities`` of a result are only the frames that have
-        arrived since the previous call.
+        This method may be called repeatedly. ``Status.capabilities`` contains only the ``capabilities``
+        frames that have arrived since the previous call.
         """
         self._connection.send([admin.SNAPSHOT_REQUEST])
         inquiry = Inquiry()

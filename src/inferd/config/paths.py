@@ -48,8 +48,8 @@ def runtime_dir(env: Env = None) -> Path:
     A process that cron, su or ssh has started may lack the ``XDG_RUNTIME_DIR`` of the user's login session,
     which is /run/user/UID. Therefore, the function checks on Linux whether a daemon of the user runs in
     /run/user/UID/inferd or in ~/.inferd/run. If a daemon runs in exactly one of these directories, the
-    function returns that directory, whether or not the variable is set. If the variable names a directory
-    other than /run/user/UID, the function always follows the variable.
+    function returns that directory, whether or not the variable is set. The function does not check this if
+    the variable is set to a directory other than /run/user/UID.
     """
     parent = _absolute(env, "TMPDIR" if sys.platform == "darwin" else "XDG_RUNTIME_DIR")
     home = _home(env)

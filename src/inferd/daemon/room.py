@@ -46,13 +46,13 @@ class Room:
         *,
         first: bool = False,
     ) -> None:
-        """Unloads idle models, and then puts models of ``leaving`` to rest. Stops as soon as ``backend`` fits
-        beside the others, or when no model is left to put to rest. If the backend may use a GPU and does not
-        fit into RAM, it makes room later, when its process knows what it takes there. The ``first`` models of
-        a daemon are loaded as configured.
+        """Makes room for ``backend``: unloads idle models, and then puts models of ``leaving`` to rest, until
+        the backend fits beside the remaining models or no model is left to put to rest.
 
-        ``show`` is called before each model is put to rest. Raises ModelError if a GPU has no room for the
-        backend alone. No model has been put to rest then.
+        If the backend may use a GPU and does not fit into RAM, room is made later, when the backend's process
+        has measured its need of GPU memory. If ``first`` is true, the daemon is starting, and no model is put
+        to rest. ``show`` is called before each model is put to rest. Raises ModelError if the backend would
+        not fit into a GPU even alone. In this case, no model has been put to rest.
         """
         taken = memory.taken_by(backend)
         size = Need(0, taken[memory.RAM])

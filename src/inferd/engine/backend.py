@@ -3,8 +3,8 @@
 ``requests.py`` defines the requests, ``events.py`` the answers. ``generate`` either raises a typed error
 before any output, or returns a :class:`Stream` of events that ends with exactly one ``Done``. If a stream
 ends without ``Done``, the backend has failed. The wire surfaces encode these events, so a backend knows no
-wire format. A backend may build the frames of its text itself, which is faster: it puts the text between the
-bytes of a ``FrameTemplate``. The backend need not know what these bytes mean.
+wire format. For speed, a backend may build the frames of its text itself: a ``FrameTemplate`` contains the
+bytes before and after the text of a frame. The backend need not know what these bytes mean.
 """
 
 from __future__ import annotations

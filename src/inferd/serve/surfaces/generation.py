@@ -137,8 +137,8 @@ HEAD_CHARS = 4096
 
 
 def head_of(session: str | None, texts: Iterable[str]) -> Hashable:
-    """Returns a key that is the same for all turns of a conversation: the name ``session`` if there is one,
-    or else the beginnings of the first two ``texts``."""
+    """Returns a key that is the same for all turns of a conversation. The key is the name ``session``. If
+    ``session`` is empty or ``None``, the key is the beginning of each of the first two ``texts``."""
     return session or tuple(text[:HEAD_CHARS] for text in itertools.islice(texts, 2))
 
 
