@@ -85,15 +85,17 @@ def test_a_list_knows_what_a_template_supports_without_a_load(daemon: Start, tmp
     template = Path(__file__).parents[2] / "vendor/llama.cpp/models/templates/LFM2-8B-A1B.jinja"
     model = write_llama(tmp_path / "model.gguf", template=template.read_text())
     stock(ModelStore(tmp_path / "store"), "thinker", model.read_bytes())
-    process = daemon(MODELS_HOME=tmp_path / "store").wait_ready()
+    web = f"127.0.0.1:{free_port()}"
+    process = daemon(MODELS_HOME=tmp_path / "store", http=web).wait_ready()
 
-    def row() -> Any:
-        (found,) = rows_of(process).values()
-        return found
+    def shown() -> Any:
+        return httpx.post(f"http://{web}/api/show", json={"model": "thinker"}).json()["capabilities"]
 
-    assert not row()["thinking"]
-    until(lambda: row()["thinking"])
-    assert not row()["resident"]
+    assert shown() == ["completion", "tools"]
+    process.note_resources()  # the bridge is connected
+    until(lambda: shown() == ["completion", "tools", "thinking"])
+    row = rows_of(process)["thinker"]
+    assert (row["tools"], row["thinking"], row["resident"]) == (True, True, False)
 
 
 def rows_of(process: DaemonProcess) -> dict[str, dict[str, Any]]:

@@ -115,7 +115,9 @@ def _named(body: Any) -> str:
 
 
 async def _show(call: Call) -> None:
-    model = await call.model(await call.body(_named))
+    name = await call.body(_named)
+    await call.bridge.upstream.refresh_models()  # the chat template may have been analysed since
+    model = await call.model(name)
     # If the architecture is unknown, any prefix will do: clients search for a key with this suffix.
     family = model.family or "unknown"
     info: dict[str, Any] = {"general.architecture": family, f"{family}.context_length": model.n_ctx}
