@@ -216,8 +216,13 @@ def of_openai(reason: str, calls: bool) -> Done:
 @pytest.mark.parametrize(
     ("section", "heading", "known", "read"),
     [
-        (BEDROCK, "`stop_reason` there", set(anthropic_answer._STOP_REASONS), of_bedrock),
-        (OPENAI, "`finish_reason` there", {"stop", "length", "tool_calls", "content_filter"}, of_openai),
+        (BEDROCK, "`stop_reason` of the server", set(anthropic_answer._STOP_REASONS), of_bedrock),
+        (
+            OPENAI,
+            "`finish_reason` of the server",
+            {"stop", "length", "tool_calls", "content_filter"},
+            of_openai,
+        ),
     ],
 )
 def test_the_reasons_of_an_end(

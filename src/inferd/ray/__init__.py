@@ -27,9 +27,10 @@ SHUTDOWN_SECS = 3600.0
 class Arguments(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The arguments of the application. ``config`` is the path of a config file, or its content.
 
-    The numbers of replicas, CPUs and GPUs are for each model; ``ingress_replicas`` is the number of replicas
-    of the ingress. ``autoscaling`` holds further options of Ray's ``AutoscalingConfig``. If ``open`` is true,
-    clients need no key.
+    ``min_replicas`` and ``max_replicas`` limit the replicas of each model. ``num_cpus`` and ``num_gpus`` are
+    the CPUs and GPUs of each replica. ``ingress_replicas`` is the number of replicas of the HTTP ingress.
+    ``autoscaling`` has further options of Ray's ``AutoscalingConfig``. If ``open`` is true, clients need no
+    key.
     """
 
     config: str | dict[str, Any]

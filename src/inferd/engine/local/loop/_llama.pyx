@@ -252,9 +252,9 @@ cdef class Engine:
         return code == 0
 
     def taken(self, str projector=""):
-        """Returns the bytes that the model, its draft model and their contexts take in RAM, and a dictionary of those
-        on each GPU. For a dry model, these are the bytes that they would take. Includes the projector in the file of
-        that name."""
+        """Returns how many bytes the model, its draft model and their contexts take in RAM, and a dictionary of how
+        many they take on each GPU. For a dry model, these are the bytes that they would take. ``projector`` is the path
+        of a projector's file; the memory that it would take is added."""
         cdef Taken taken
         taken.add(self.ctx)
         if self.draft_model:

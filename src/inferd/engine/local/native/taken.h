@@ -14,8 +14,8 @@
 namespace inferd {
 
 struct Taken {
-    size_t here = 0;                     // in RAM; includes the memory of GPUs that share it with the processor
-    std::map<std::string, size_t> gpus;  // by the name of the GPU; without the workers on other hosts
+    size_t here = 0;                     // bytes in RAM, including those of GPUs that share RAM with the processor
+    std::map<std::string, size_t> gpus;  // bytes by the name of the GPU, without RPC workers
 
     // Adds `bytes` of `device`; null means RAM.
     void add(ggml_backend_dev_t device, size_t bytes);
