@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,10 +27,13 @@ from inferd.engine.local.opening import (
     open_model,
 )
 from inferd.errors import ModelError, ModelTooLarge
+from inferd.store.gguf import part_names
 from tests.daemon_process import is_gone
 from tests.in_process import until
 from tests.tiny_bert import write_bert
-from tests.tiny_llama import random_llama
+from tests.tiny_llama import RANDOM_WIDTH, random_llama, write_llama
+from tests.tiny_memories import random_model
+from tests.tiny_projector import write_vision_projector
 from tests.unit.test_engine_process import ask, finish, pid_of, restarts_of
 
 
@@ -50,6 +55,34 @@ def test_a_dry_run_measures_what_a_load_takes() -> None:
             taken = [open_engine(wanted, model, n_ctx, small).taken() for n_ctx in (512, 2048)]
             assert [(need.here, need.gpus) for need in needs] == taken
         assert dry_run(alone, [512])[0].here < dry_run(pair, [512])[0].here
+
+
+@pytest.mark.parametrize("architecture", ["mamba", "jamba", "cohere2"])
+def test_a_dry_run_measures_other_kinds_of_memory(architecture: str) -> None:
+    path = random_model(architecture)
+    with path.open("rb") as file:
+        wanted = config(path, file.fileno(), n_gpu_layers=0)
+        (need,) = dry_run(wanted, [512])
+        assert need.here == open_engine(wanted, open_model(wanted, go_on), 512, None).taken()[0]
+
+
+def test_a_dry_run_reads_all_files_of_a_split_model(tmp_path: Path) -> None:
+    path = write_llama(tmp_path / "split-00001-of-00003.gguf", files=3)
+    with ExitStack() as held:
+        files = [held.enter_context((tmp_path / name).open("rb")) for name in part_names(path.name)]
+        first, *parts = (file.fileno() for file in files)
+        wanted = config(path, first, n_gpu_layers=0, parts=tuple(parts))
+        (need,) = dry_run(wanted, [512])
+        assert need.here == open_engine(wanted, open_model(wanted, go_on), 512, None).taken()[0]
+
+
+def test_a_dry_run_includes_the_weights_of_a_projector(tmp_path: Path) -> None:
+    projector = write_vision_projector(tmp_path / "projector.gguf", RANDOM_WIDTH)
+    with random_llama().open("rb") as file:
+        alone = config(random_llama(), file.fileno(), n_gpu_layers=0)
+        both = replace(alone, projector=projector)
+        (without,), (with_it,) = dry_run(alone, [512]), dry_run(both, [512])
+        assert 0 < with_it.here - without.here < projector.stat().st_size
 
 
 def test_a_dry_run_measures_what_an_embedding_model_takes(tmp_path: Path) -> None:
