@@ -20,8 +20,15 @@ from inferd.daemon import templates
 from inferd.daemon.build import build_backend
 from inferd.daemon.residency import Residency
 from inferd.daemon.templates import Findings, Source, analysis_of, findings
+from inferd.engine.local import _llama
 from inferd.engine.local.child import messages as m
-from inferd.engine.local.child.load import ANALYSIS_CPU_SECS, analyse_template, load_model
+from inferd.engine.local.child.load import (
+    ANALYSIS_CPU_SECS,
+    analyse_template,
+    cage_profile,
+    load_model,
+    preload_modules,
+)
 from inferd.engine.local.child.messages import Load, Template
 from inferd.engine.local.child.process import EngineProcess, Patience
 from inferd.engine.mock import Mock
@@ -297,14 +304,18 @@ def read_of(pid: int, name: str) -> dict[str, str]:
     return {found[1]: found[2] for found in split if found}
 
 
-def test_the_analysis_needs_no_weights(tmp_path: Path) -> None:
+def test_the_analysis_needs_no_weights_and_no_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = {"general.architecture": "llama", "llama.context_length": 8, "llama.embedding_length": 8}
     path = write_model(tmp_path / "t.gguf", keys, {"token_embd.weight": np.ones((8192, 8), np.float32)})
-    load = Load(name="t", model="t", path=str(path), n_parallel=1, chat_template=THINKS, cage="off")
-    with path.open("rb") as file:
-        assert analyse_template(load, file.fileno()) == Template(tools=True, thinking=True)
-        with pytest.raises(ModelError):
-            load_model(load, [file.fileno()], ignored)
+    load = Load(name="t", model="t", path=str(path), n_parallel=1)
+    analysis = analysis_of(Source("t", path, template=THINKS))
+    with path.open("rb") as file, monkeypatch.context() as changed:
+        changed.setattr(_llama, "devices", lambda: pytest.fail("this starts the driver of a GPU"))
+        preload_modules(analysis)
+        assert cage_profile(analysis) == "cpu"
+        assert analyse_template(analysis, file.fileno()) == Template(tools=True, thinking=True)
+    with path.open("rb") as file, pytest.raises(ModelError):
+        load_model(load, [file.fileno()], ignored)
 
 
 async def test_the_first_file_of_a_split_model_suffices(tmp_path: Path, home: Path) -> None:
