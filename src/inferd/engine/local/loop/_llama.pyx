@@ -80,7 +80,7 @@ cdef cbool give_up(void* data) noexcept nogil:
 
 
 cdef enum:
-    # µs. The draft model is not cut off before this time, however short its steps are.
+    # µs. A step of the draft model is not aborted before this time, however short it usually is.
     SHORTEST_DRAFT_US = 20000
 
 

@@ -154,7 +154,7 @@ cdef class Prompt:
 
     @property
     def thinking(self):
-        """The (start marker, end markers) of the family's thoughts as bytes, empty if it has none."""
+        """The (start marker, end markers) of the family's thinking as bytes, empty if it has none."""
         return self.rendered.think_start, self.rendered.think_ends
 
     @property
