@@ -142,7 +142,7 @@ cdef class Prompt:
 
     @property
     def triggers(self):
-        """The (words, token ids) that begin a call, or ``None`` if llama.cpp has no words that begin one."""
+        """The (words, token ids) that begin a call, or ``None`` if llama.cpp knows no such words."""
         if self.rendered.trigger_words.empty():
             return None
         return self.rendered.trigger_words, self.rendered.trigger_tokens
