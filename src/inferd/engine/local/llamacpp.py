@@ -302,7 +302,7 @@ class LlamaCpp(Backend):
             raise failure(reason)
         if miss:
             _log.debug("prompt not cached", reason=miss, equal_tokens=n_cached, prompt_tokens=n_prompt)
-        # The prompt's last step yields the first token, so n tokens take n - 1 decoding steps.
+        # The prompt's last step yields the first token, so n tokens take n - 1 decode steps.
         rate = (n_completion - 1) / decode * 1000 if n_completion > 1 and decode > 0 else 0.0
         return Done(
             cast("StopReason", finish),

@@ -39,7 +39,7 @@ inline bool same_vocabulary(const llama_vocab *one, const llama_vocab *other) {
 // Whether the drafts of a model have paid for their time lately.
 class Earnings {
   public:
-    // Counts a decoding step. Returns false while drafting pauses.
+    // Counts a decode step. Returns false while drafting pauses.
     bool due() {
         if (pause_ == 0) return true;
         pause_--;
