@@ -1,5 +1,4 @@
-// The functions of llama.cpp that the exchange calls, for a driver without a model: a clock, and the destruction of
-// objects that the driver never makes.
+// What the exchange needs of llama.cpp, for a driver that has no model: a clock, and the ends of objects it never has.
 #include <chrono>
 #include <cstdint>
 

@@ -40,6 +40,13 @@ cdef extern from "llama.h" nogil:
         pass
     ctypedef ggml_backend_buffer_type* ggml_backend_buffer_type_t
     ggml_backend_buffer_type_t ggml_backend_cpu_buffer_type()
+    ctypedef struct ggml_backend_buffer:
+        pass
+    ctypedef ggml_backend_buffer* ggml_backend_buffer_t
+    ggml_backend_buffer_t ggml_backend_buft_alloc_buffer(ggml_backend_buffer_type_t buft, size_t size)
+    void* ggml_backend_buffer_get_base(ggml_backend_buffer_t buffer)
+    void ggml_backend_buffer_clear(ggml_backend_buffer_t buffer, uint8_t value)
+    void ggml_backend_buffer_free(ggml_backend_buffer_t buffer)
 
     ctypedef enum ggml_type "enum ggml_type":
         GGML_TYPE_F16
