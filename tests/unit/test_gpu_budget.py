@@ -107,13 +107,14 @@ async def test_a_busy_model_on_the_gpu_ends_its_requests_first(tmp_path: Path) -
 
 async def test_a_model_too_large_for_the_gpu_is_refused_and_nothing_is_unloaded(tmp_path: Path) -> None:
     home = home_of(tmp_path, 3)
-    home.needs = needs((48, 2))
+    home.needs = needs((48, 1))
+    await home.use("c")
     async with home.models.hold("a", None):
         home.needs = needs((48, 4))
         with pytest.raises(ModelTooLarge, match=r"4 MiB on G0 .* 3 MiB, of which 2 MiB"):
             await home.use("b")
-        assert home.resident() == {"a"}
-    assert home.made[1].closed
+        assert home.resident() == {"a", "c"}
+    assert home.made[2].closed
     await home.models.close()
 
 
@@ -194,11 +195,16 @@ async def test_no_more_models_rest_than_must(tmp_path: Path, budget: int, restin
     assert exchange.resting() == resting
 
 
-async def test_what_does_not_fit_alone_puts_no_model_to_rest(tmp_path: Path) -> None:
-    exchange = Exchange(Home(tmp_path), 3)
+async def test_what_does_not_fit_alone_unloads_no_model(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.needs = needs((48, 1))
+    await home.use("c")
+    exchange = Exchange(home, 3)
     with pytest.raises(ModelError, match=r"'new' needs about 4 MiB on G0 .* 3 MiB, of which 0 MiB"):
         await exchange.load(needs((48, 4)))
     assert exchange.resting() == []
+    assert home.resident() >= {"c"}
+    await home.models.close()
 
 
 @pytest.mark.parametrize("first", [True, False])

@@ -2,10 +2,11 @@
 
 The preloaded backends of the configuration always stay loaded. Any other model of
 :mod:`inferd.daemon.directory` is loaded when a request names it. The request enters the queue after the load.
-Before a load, the memory that the model needs is estimated from the header of its file. If memory is short,
-idle models are unloaded, the least recently used first. Then busy models are unloaded when their running
-requests have ended. If even that would not suffice, the request is refused with an error that states the
-sizes. A request that names a model never starts a download.
+Before a load, the memory that the model needs is estimated from the header of its file. On a machine with a
+GPU, the engine process of the model then measures its need there (:mod:`inferd.engine.local.opening`). If
+memory is short, idle models are unloaded, the least recently used first. Then busy models are unloaded when
+their running requests have ended. If even that would not suffice, the request is refused with an error that
+states the sizes. A request that names a model never starts a download.
 """
 
 from __future__ import annotations

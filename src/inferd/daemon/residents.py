@@ -1,8 +1,9 @@
 """The models that were loaded on demand, and the memory that all local models share.
 
 Before a load, :meth:`Residents.make_room` compares the model's need with what the models take already, in RAM
-and on each GPU. If a place is short of memory, it unloads idle models that take memory there, the least
-recently used first. Then it waits for the running requests of a busy model, and unloads that model.
+and on each GPU. If the model could not fit even without the models that may be unloaded, it is refused. If a
+place is short of memory, idle models that take memory there are unloaded, the least recently used first. Then
+a busy model is unloaded when its running requests have ended.
 """
 
 from __future__ import annotations
@@ -120,9 +121,21 @@ class Residents:
             fitting = memory.fitting(sizes, used, budgets)
             if fitting is not None:
                 return fitting
+            if lacking := memory.short(sizes[-1], self.staying(used), budgets):
+                raise memory.too_large(name, sizes[-1], used, budgets, lacking[0])
             short = memory.short(sizes[-1], used, budgets)
             if not (await self.unload_idle(_MAKES_ROOM, short) or await self.wait_for_retiring()):
-                await self._drain(name, sizes[-1], used, budgets)
+                await self._drain(short)
+
+    def staying(self, used: Counter[str]) -> Counter[str]:
+        """Returns the ``used`` bytes without those of models that end or may be unloaded."""
+        staying = used.copy()
+        for resident in (*self.by_name.values(), *self._unloading.values()):
+            if not resident.pinned:
+                staying.subtract(resident.taken())
+        for backend in self.retiring.values():
+            staying.subtract(memory.taken_by(backend))
+        return staying
 
     async def unload_idle(self, reason: str, short: Collection[str]) -> bool:
         """Unloads the least recently used idle model that takes memory in one of the places ``short``, or
@@ -147,23 +160,13 @@ class Residents:
             return True
         return False
 
-    async def _drain(self, name: str, need: Need, used: Counter[str], budgets: Mapping[str, int]) -> None:
-        """Gives no further requests to the busy model that was least recently used, and unloads this model
-        when its running requests have ended.
-
-        Raises ModelTooLarge if ``name`` would not fit even with all unpinned models unloaded.
-        """
-        giving = {other: resident for other, resident in self.by_name.items() if not resident.pinned}
-        left = used.copy()
-        for resident in giving.values():
-            left.subtract(resident.taken())
-        if lacking := memory.short(need, left, budgets):
-            raise memory.too_large(name, need, used, budgets, lacking[0])
-        short = memory.short(need, used, budgets)
+    async def _drain(self, short: Collection[str]) -> None:
+        """Waits for the requests of the least recently used busy model that takes memory in one of the places
+        ``short``, gives it no new ones, and unloads it."""
         busy = [
             (resident.last_used, other)
-            for other, resident in giving.items()
-            if resident.users and memory.takes(resident.taken(), short)
+            for other, resident in self.by_name.items()
+            if resident.users and not resident.pinned and memory.takes(resident.taken(), short)
         ]
         if not busy:
             await asyncio.sleep(0.001)  # just loaded; the waiting requests are about to start

@@ -9,6 +9,7 @@ model, or on the old one if the reload has failed.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from inferd import log
@@ -90,14 +91,11 @@ class Room:
             fitting = memory.fitting(sizes, used, budgets)
             if fitting is not None:
                 return fitting
+            self._check(backend, sizes[-1], self.models.staying(used), alone, awake)
             short = memory.short(sizes[-1], used, budgets)
             if await self.models.unload_idle(_WHY, short) or await self.models.wait_for_retiring():
                 continue
-            left = used.copy()
-            for slot in awake:
-                left.subtract(memory.taken_by(slot.backend))
-            if lacking := memory.short(sizes[-1], left, alone):
-                raise ModelError(str(memory.too_large(backend.name, sizes[-1], left, alone, lacking[0])))
+            self._check(backend, sizes[-1], used, alone, awake)  # busy models stay
             helpful = [slot for slot in awake if memory.takes(memory.taken_by(slot.backend), short)]
             if not helpful:
                 return sizes[-1]
@@ -107,6 +105,21 @@ class Room:
             _log.info("making_room", loading=backend.name, **about)
             show("making_room", about)
             await self._put_to_rest(slot)
+
+    def _check(
+        self,
+        backend: Backend,
+        size: Need,
+        used: Counter[str],
+        alone: Mapping[str, int],
+        awake: Sequence[BackendSlot],
+    ) -> None:
+        """Raises ModelError if a GPU has no room for the backend even without the models ``awake``."""
+        left = used.copy()
+        for slot in awake:
+            left.subtract(memory.taken_by(slot.backend))
+        if lacking := memory.short(size, left, alone):
+            raise ModelError(str(memory.too_large(backend.name, size, left, alone, lacking[0])))
 
     async def _put_to_rest(self, slot: BackendSlot) -> None:
         queue = self._queues.of(self._router.queue_of(slot))
