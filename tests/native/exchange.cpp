@@ -1,8 +1,8 @@
 // Drives an Exchange from both sides at once, for the thread sanitizer: `.ci/run --sanitize` builds and runs it.
 //
-// One thread is the engine, the main thread is the event loop. Jobs are submitted, collected, cancelled and dropped in
-// an order drawn from a seed; the engine makes some frames for each and finishes it. Exit status 1: the two disagree
-// about what became of a job.
+// One thread is the engine, and the main thread is the event loop. The event loop submits, collects, cancels and drops
+// jobs in an order drawn from a seed. The engine makes some frames for each job and finishes it. The exit status is 1
+// if the two threads disagree about the result of a job.
 #include "exchange.h"
 
 #include <poll.h>
@@ -78,7 +78,7 @@ bool round(unsigned seed) {
         int64_t busy = 0, predicted = 0;
         exchange.pulse(steps, busy, predicted);
         for (uint64_t id : exchange.ready()) {
-            if (random() % 4 == 0) std::this_thread::yield();  // the engine may come in between
+            if (random() % 4 == 0) std::this_thread::yield();  // lets the engine thread run in between
             std::string out;
             const auto job = exchange.collect(id, out);
             const auto found = bytes.find(id);

@@ -1,4 +1,5 @@
-// What the exchange needs of llama.cpp, for a driver that has no model: a clock, and the ends of objects it never has.
+// The functions of llama.cpp that the exchange calls, for a driver without a model: a clock, and the destruction of
+// objects that the driver never makes.
 #include <chrono>
 #include <cstdint>
 

@@ -24,15 +24,15 @@ WorkingDirectory=/
 Restart=on-failure
 RestartSec=1
 RestartPreventExitStatus=1 2
-# The daemon may download a model first.
+# The daemon may download a model before it is ready.
 TimeoutStartSec=infinity
-# Running requests may finish.
+# Running requests may take this long to finish.
 TimeoutStopSec=60
 WatchdogSec=60
 """
 
 _HARDENED = """\
-# Memory holds prompts and answers, which must not reach a core dump.
+# The memory contains prompts and answers, which must not reach a core dump.
 LimitCORE=0
 LimitNOFILE=8192
 TasksMax=512
@@ -47,14 +47,14 @@ SystemCallArchitectures=native
 SystemCallErrorNumber=EPERM
 SystemCallFilter=@system-service
 SystemCallFilter=~@privileged
-# The process of a model gives up more than this unit does.
+# The process of a model restricts itself further, with these calls.
 SystemCallFilter=seccomp landlock_create_ruleset landlock_add_rule landlock_restrict_self
-# For a socket's group.
+# The daemon sets the group of its sockets.
 SystemCallFilter=@chown
 """
 
 _WITHOUT_GPU = """\
-# GPU drivers generate code at run time.
+# Remove the next line to use a GPU: its driver generates code at run time.
 MemoryDenyWriteExecute=yes
 """
 

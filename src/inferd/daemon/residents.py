@@ -37,12 +37,12 @@ class Resident:
     running request ends."""
 
     def __init__(
-        self, backend: Backend, slot: BackendSlot, need: Need, pinned: bool, build_key: tuple[object, ...]
+        self, backend: Backend, slot: BackendSlot, estimate: int, pinned: bool, build_key: tuple[object, ...]
     ) -> None:
         self.build_key = build_key
         self.backend = backend
         self.slot = slot
-        self.need = need
+        self.estimate = estimate
         self.pinned = pinned
         self.users = 0
         self.last_used = 0.0
@@ -53,9 +53,9 @@ class Resident:
         self.drained: asyncio.Future[None] | None = None
 
     def taken(self) -> Counter[str]:
-        """Returns the estimated memory of the model in each place, or what its process takes if that is
-        more."""
-        return memory.places(self.need) | memory.taken_by(self.backend)
+        """Returns the bytes that the model takes in each place: in RAM the estimate, or what its process
+        takes if that is more."""
+        return memory.taken_by(self.backend) | Counter({memory.RAM: self.estimate})
 
 
 class Residents:

@@ -2,7 +2,7 @@
 
 Nothing is sent before the first event or keep-alive, so that an earlier error can still set the HTTP status.
 If the client closes its connection, the bridge cancels the request in the daemon, which frees the request's
-slot within one decoding step. A stream always ends with the final event of its API, or with an error in the
+slot within one decode step. A stream always ends with the final event of its API, or with an error in the
 form of this API.
 """
 

@@ -71,7 +71,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
 
     def memory_bytes(self, n_ctx: int, n_parallel: int, n_batch: int = 512) -> int:
         """Estimates the memory in bytes of an engine process that runs ``n_parallel`` requests of ``n_ctx``
-        tokens each. The estimate includes the weights, the KV cache, the buffers of one decoding step, and
+        tokens each. The estimate includes the weights, the KV cache, the buffers of one decode step, and
         the process itself.
         """
         # llama.cpp's own dry run (`no_alloc`) counts the buffers of the largest step in full. On a CPU, a

@@ -105,6 +105,8 @@ class EmbeddingModel(Backend):
         self.name = config.name
         self.model = config.model
         self._embedder = embedder
+        self.gpus = embedder.taken()[1]
+        """The bytes of the model on each GPU."""
         self._width = embedder.width
         self._ranks = embedder.pooling == "rank"
         self._prefixes = embed_prefixes.prefixes(

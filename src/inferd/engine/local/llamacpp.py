@@ -40,6 +40,8 @@ from inferd.engine.local.opening import (
     open_draft,
     open_engine,
     open_model,
+    taken,
+    uses_gpu,
 )
 from inferd.engine.local.past.ahead import Ahead, Ended
 from inferd.engine.local.past.answers import Answers, Keeper
@@ -117,6 +119,8 @@ class LlamaCpp(Backend):
         self._thread = threading.Thread(target=engine.run, name="inferd-engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self.states: EngineStates | None = None
+        self.gpus = taken(config, engine)[1] if uses_gpu(config) else {}
+        """The bytes of the model on each GPU."""
 
     @classmethod
     def load(cls, config: LlamaCppConfig, *, progress: Progress, cancelled: threading.Event) -> LlamaCpp:
@@ -298,7 +302,7 @@ class LlamaCpp(Backend):
             raise failure(reason)
         if miss:
             _log.debug("prompt not cached", reason=miss, equal_tokens=n_cached, prompt_tokens=n_prompt)
-        # The prompt's last step yields the first token, so n tokens take n - 1 decoding steps.
+        # The prompt's last step yields the first token, so n tokens take n - 1 decode steps.
         rate = (n_completion - 1) / decode * 1000 if n_completion > 1 and decode > 0 else 0.0
         return Done(
             cast("StopReason", finish),

@@ -148,19 +148,24 @@ def open_embedder(
     )
 
 
+def taken(config: LlamaCppConfig, engine: _llama.Engine) -> tuple[int, dict[str, int]]:
+    """Returns the bytes that a model takes in RAM and on each GPU. Adapters count with the sizes of their
+    files, as if each GPU held them."""
+    here, gpus = engine.taken("" if config.projector is None else str(config.projector))
+    beside = sum(os.fstat(fd).st_size for _, fd in config.adapters)
+    return here, {gpu: size + beside for gpu, size in gpus.items()}
+
+
 def dry_run(config: LlamaCppConfig, contexts: Sequence[int]) -> list[Need]:
-    """Returns the needs of a model that generates, one for each of the ``contexts``. Adapters count with the
-    sizes of their files, as if the GPU held them. Blocks; takes about as long as reading the vocabulary."""
+    """Returns the needs of a model that generates, one for each of the ``contexts``. Blocks; takes about as
+    long as reading the vocabulary."""
     needs = []
     with loading(threading.Event()):
         model = open_model(config, _go_on, dry=True)
         draft = open_draft(config, _go_on, dry=True)
-        projector = "" if config.projector is None else str(config.projector)
-        beside = sum(os.fstat(fd).st_size for _, fd in config.adapters)
         for n_ctx in contexts:
             asked = min(n_ctx or model.n_ctx_train, model.n_ctx_train)
-            here, gpus = open_engine(config, model, asked, draft).taken(projector)
-            needs.append(Need(n_ctx, here, {gpu: size + beside for gpu, size in gpus.items() if size}))
+            needs.append(Need(n_ctx, *taken(config, open_engine(config, model, asked, draft))))
     return needs
 
 
@@ -169,8 +174,7 @@ def dry_embedder(config: LlamaCppConfig, pooling: str | None) -> list[Need]:
     with loading(threading.Event()):
         model = open_model(config, _go_on, dry=True)
         embedder = open_embedder(config, model, min(config.n_ctx, model.n_ctx_train), pooling)
-        here, gpus = embedder.taken()
-        return [Need(config.n_ctx, here, {gpu: size for gpu, size in gpus.items() if size})]
+        return [Need(config.n_ctx, *embedder.taken())]
 
 
 def _go_on(fraction: float) -> bool:

@@ -124,7 +124,7 @@ class Host:
         if load.files and isinstance(model, LlamaCpp):
             model.keep_states(self._link.send, load.file_after_ms)
         template = model.template if isinstance(model, LlamaCpp) else None
-        loaded = m.Loaded(capabilities=model.capabilities(), cage=held, template=template)
+        loaded = m.Loaded(capabilities=model.capabilities(), cage=held, template=template, gpus=model.gpus)
         self._link.send(m.LOADED, 0, m.encode(loaded))
 
     # Jobs.

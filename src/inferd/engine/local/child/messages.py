@@ -164,11 +164,13 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True):
     """Reports that a model is loaded, or its template analysed. ``cage`` maps each layer of the sandbox to
-    ``yes``, or to the reason why it is missing. A model that generates no text has no ``template``."""
+    ``yes``, or to the reason why it is missing. A model that generates no text has no ``template``.
+    ``gpus`` are the bytes that the model takes on each GPU."""
 
     capabilities: Capabilities = Capabilities()
     cage: dict[str, str] = {}
     template: Template | None = None
+    gpus: dict[str, int] = {}
 
 
 class Pulse(msgspec.Struct, frozen=True, kw_only=True):

@@ -198,6 +198,7 @@ class HostedModel(Backend):
             self._process = None
             await process.close()
             raise
+        self._gpu_bytes = loaded.gpus
         self._served_since = time.monotonic()
         _log.info("engine_started", engine=self.name, pid=process.pid, cage=loaded.cage)
         self._serving = process

@@ -81,7 +81,7 @@ cdef cbool give_up(void* data) noexcept nogil:
 
 
 cdef enum:
-    # µs. The draft model is not cut off before this time, however short its steps are.
+    # µs. A step of the draft model is not aborted before this time, however short it usually is.
     SHORTEST_DRAFT_US = 20000
 
 
@@ -121,7 +121,7 @@ cdef class Engine:
     cdef readonly int n_adapters
     cdef const MediaSpan* media
     cdef cbool hold_prompts, hold_drafts
-    cdef int64_t prompt_us  # the time of the prompt steps since the last decoding step
+    cdef int64_t prompt_us  # the time of the prompt steps since the last decode step
     cdef readonly bint drafts
     cdef bint always_draft
     cdef Model draft_weights
@@ -662,8 +662,8 @@ cdef class Engine:
         a mixed batch in the same way. Unmixed batches also make the numbers computed for a prompt independent of other
         sequences.
 
-        Prompt steps and decoding steps alternate. Short prompts follow each other for as long as a chunk of a long
-        prompt takes. While no sequence decodes, every step is a prompt step. Every step is a decoding step while no
+        Prompt steps and decode steps alternate. Short prompts follow each other for as long as a chunk of a long
+        prompt takes. While no sequence decodes, every step is a prompt step. Every step is a decode step while no
         prompt waits, or while a full shared cache holds prompts back (``hold_prompts``).
         """
         cdef Job* job
@@ -681,7 +681,7 @@ cdef class Engine:
                 prompt = job  # the prompt with the shortest rest: a short prompt overtakes a long one
         if prompt == NULL or (decoders > 0 and (self.hold_prompts or not self.governor.fits(
                 self.prompt_us, prompt.tokens.size() - prompt.n_past))):
-            # A decoding step, in slot order: llama.cpp computes sequences of neighbouring slots together. Each sequence
+            # A decode step, in slot order: llama.cpp computes sequences of neighbouring slots together. Each sequence
             # adds its token and its draft before the next sequence does; `add_draft` leaves rows for the sequences that
             # follow. A batch has one LoRA adapter, so sequences with another adapter wait for their turn.
             sort_by_slot(self.active)

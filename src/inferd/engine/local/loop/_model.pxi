@@ -361,5 +361,6 @@ cdef class Projector:
 
     @property
     def marker(self) -> str:
-        """The beginning of the placeholder for an image or a sound in a conversation. Its number and ``>`` follow."""
+        """The beginning of the placeholder for an image or a sound in a conversation. The number of the image or sound
+        and ``>`` follow."""
         return self.projector.get().marker().decode()

@@ -1,4 +1,4 @@
-// The LoRA adapters of a model, and their turns in the decoding steps.
+// The LoRA adapters of a model, and their turns in the decode steps.
 //
 // llama.cpp computes a whole batch with one adapter or none. Sequences with the same adapter share their decoding
 // steps. Different adapters take turns of a few steps each, because llama.cpp rebuilds the graph at every change of
@@ -34,7 +34,7 @@ class Adapters {
         in_force_ = adapter;
     }
 
-    // Returns the adapter of the next decoding step. The adapters take turns in ascending order. At least one job must
+    // Returns the adapter of the next decode step. The adapters take turns in ascending order. At least one job must
     // be decoding. Sets `decoders` to the number of decoding jobs with this adapter.
     int turn(const std::vector<Job *> &active, size_t &decoders) {
         if (adapters_.empty()) return kNone;

@@ -66,8 +66,8 @@ class EmbedInput {
         llama_token control = LLAMA_TOKEN_NULL;
     };
 
-    // Splits the template at its control tokens. For each pair, the pieces between them are filled in and tokenised as
-    // plain text.
+    // Splits the template at its control tokens. `pair` fills in the pieces between them and tokenises them as plain
+    // text.
     void cut_template(const std::string &source) {
         size_t from = 0;
         for (const llama_token token : tokenize(source, false, true)) {

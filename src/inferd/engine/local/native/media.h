@@ -26,8 +26,7 @@ constexpr llama_token kMediaToken = -1;
 // An image or a sound to encode. The bytes are not copied: they must stay valid until `add` returns.
 struct MediaItem {
     bool audio = false;
-    bool encoded =
-        false;  // true: `data` is an audio file; false: `width` x `height` RGB pixels, or float32 samples
+    bool encoded = false;  // `data` is an audio file; otherwise `width` x `height` RGB pixels or float32 samples
     uint32_t width = 0, height = 0;
     const unsigned char *data = nullptr;
     size_t size = 0;
@@ -49,7 +48,8 @@ class Projector {
                                            std::string &error) noexcept;
     ~Projector();
 
-    // Adds the memory of the projector in the file `path`, by a dry run. Adds nothing for a file that cannot be used.
+    // Adds the memory that the projector in the file `path` would take, as a dry run computes it. Adds nothing for a
+    // file that cannot be used.
     static void add_need(const std::string &path, Taken &taken) noexcept;
 
     bool sees() const noexcept;
@@ -59,7 +59,7 @@ class Projector {
     // The placeholder for an item in the text of a prompt. It is random, so that no client can write it.
     const std::string &marker() const noexcept { return marker_; }
 
-    // Locked while an item is encoded.
+    // The mutex that is locked while an item is encoded.
     CancellableMutex &encoding() const noexcept;
 
     // Encodes `item`. Appends its tokens to `tokens`, and its encoded parts to `spans`. `n_batch`: the most tokens of a

@@ -24,7 +24,7 @@ bool shares_ram(ggml_backend_dev_t device) {
 
 void Taken::add(ggml_backend_dev_t device, size_t bytes) {
     const bool on_gpu = device && is_gpu(device);
-    if (on_gpu) gpus[ggml_backend_dev_name(device)] += bytes;
+    if (on_gpu && bytes) gpus[ggml_backend_dev_name(device)] += bytes;
     if (!device || (on_gpu ? shares_ram(device) : !is_remote(device))) here += bytes;
 }
 

@@ -35,7 +35,7 @@ class PrefixCache {
     static constexpr size_t kMostCopied = 32;
     // A sequence of fewer tokens is not worth a file.
     static constexpr size_t kLeastFiled = 64;
-    // How many sequences that could not be saved in a file are remembered.
+    // The most remembered sequences that cannot be saved in a file.
     static constexpr size_t kMostUnfiled = 256;
 
     // `budget`: the most bytes of all snapshots and checkpoints together. `any_cut`: the model can shorten a sequence

@@ -65,7 +65,7 @@ struct Live {
     const Tokens *tokens;
     size_t n_past;
     const std::string *scope;
-    bool shared;  // false: it opted out
+    bool shared;  // whether another request may use its tokens: not if it opted out or has media
     const Checkpoints *checkpoints = nullptr;
     const std::vector<size_t> *marks = nullptr;  // positions of its planned checkpoints
     const Checkpoints::Each *logits = nullptr;

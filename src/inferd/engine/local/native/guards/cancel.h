@@ -70,7 +70,7 @@ class Watch {
     CancelFlag *const flag_;
 };
 
-// A mutex for work that takes seconds. A cancel of the preparation ends its wait.
+// A mutex for work that takes seconds. A cancel ends the wait of its preparation for the mutex.
 class CancellableMutex {
   public:
     void lock() {

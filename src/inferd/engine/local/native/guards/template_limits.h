@@ -29,7 +29,7 @@ class Budget {
 extern const char *const kTooMuchMemory;
 
 // Runs `body` within a budget. If the budget was exceeded, throws the budget's error, whatever `body` did with the
-// first exception. The error is the same if the process runs out of memory.
+// first exception. If the process runs out of memory, throws kTooMuchMemory.
 template <typename Body>
 auto within_template_budget(size_t input, Body body) {
     const Budget budget(input);

@@ -171,9 +171,9 @@ bool Prompts::turns_thinking_off() const noexcept {
 }
 
 // Makes llama.cpp analyse the separate template for tools that some models have. `turns_thinking_off` has made it
-// analyse the other template. The analysis must not wait for a request: if the client disconnected meanwhile, the
-// analysis would take the interrupted render for a refusal of the template, and all later requests would use its wrong
-// result.
+// analyse the other template. Both happen before any request. If a request caused the analysis and its client
+// disconnected meanwhile, the analysis would take the interrupted render for a refusal by the template, and all later
+// requests would use the wrong result.
 void Prompts::analyse_for_tools() const noexcept {
     try {
         common_chat_templates_inputs inputs;

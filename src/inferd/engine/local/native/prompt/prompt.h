@@ -36,11 +36,11 @@ struct Rendered {
     size_t length = 0;  // the length and the hash of the text that was tokenised
     uint64_t hash = 0;
     std::vector<llama_token> tokens;
-    std::vector<MediaSpan> media;    // the spans at kMediaToken
-    std::vector<size_t> turns;       // tokens at which the first and last user message and the last message begin
-    std::vector<std::string> stops;  // further stop strings of the model family
-    std::string grammar;             // the GBNF of the family's format of calls or output, or empty
-    bool lazy = false;               // the grammar applies only after a trigger
+    std::vector<MediaSpan> media;  // the spans at kMediaToken
+    std::vector<size_t> turns;     // indices of the tokens where the first and last user message and the last begin
+    std::vector<std::string> stops;     // further stop strings of the model family
+    std::string grammar;                // the GBNF of the family's format of calls or output, or empty
+    bool lazy = false;                  // the grammar applies only after a trigger
     std::vector<std::string> triggers;  // regular expressions
     std::vector<llama_token> trigger_tokens;
     std::vector<std::string> trigger_words;  // the triggers as words, or empty if one of them is not a word
@@ -62,7 +62,7 @@ class Prompts {
 
     // Renders `request`, a JSON object, up to the assistant's turn. Its keys:
     // - `messages`, `tools`: as in OpenAI's chat completions. The text of a content part of type `media_marker` is the
-    //   projector's marker, the number of the medium and `>`.
+    //   projector's marker, the number of the image or sound, and `>`.
     // - `begun`: the beginning of the assistant's answer.
     // - `now`: the time that the template sees, in seconds since 1970; by default the clock's time.
     // - `thinking`: false asks the template to let the model answer at once.

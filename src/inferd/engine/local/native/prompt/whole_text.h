@@ -25,8 +25,8 @@ class WholeText {
     }
 
   private:
-    static constexpr size_t kGap = 16;  // bytes of blanks and escapes between two words
-    static constexpr int kTries = 200;  // occurrences of the first word to try
+    static constexpr size_t kGap = 16;  // the most bytes of blanks and escapes between two words
+    static constexpr int kTries = 200;  // how many occurrences of the first word are tried
 
     static bool holds(const std::string &prompt, const common_chat_msg &message, const std::string &text) {
         // A template may leave out the thinking in an answer, and may format a JSON result differently.

@@ -24,8 +24,8 @@
 
 namespace inferd {
 
-// Whether the tokens of two vocabularies have the same ids. The longer one may end with a few more: some models of one
-// family fill their vocabulary up to different sizes.
+// Whether the tokens of two vocabularies have the same ids. The longer vocabulary may end with a few more tokens: the
+// models of some families fill up their vocabulary to different sizes.
 inline bool same_vocabulary(const llama_vocab *one, const llama_vocab *other) {
     constexpr int32_t kMostMore = 256;
     const int32_t n_one = llama_vocab_n_tokens(one), n_other = llama_vocab_n_tokens(other);
@@ -39,7 +39,7 @@ inline bool same_vocabulary(const llama_vocab *one, const llama_vocab *other) {
 // Whether the drafts of a model have paid for their time lately.
 class Earnings {
   public:
-    // Counts a decoding step. Returns false while drafting pauses.
+    // Counts a decode step. Returns false while drafting pauses.
     bool due() {
         if (pause_ == 0) return true;
         pause_--;

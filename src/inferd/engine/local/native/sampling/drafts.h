@@ -163,9 +163,8 @@ class Drafter {
 
     Tokens draft_;
     Source from_ = Source::repeated;
-    size_t at_ = 0;  // how many draft tokens the answer has matched
-    size_t source_ =
-        0;  // index of the token after the earlier occurrence of the last tokens; 0: they do not repeat
+    size_t at_ = 0;       // how many draft tokens the answer has matched
+    size_t source_ = 0;   // index of the token after an earlier occurrence of the last tokens, or 0
     size_t matched_ = 0;  // how many tokens before `source_` equal the last tokens
     // Acceptance rates by source: forced tokens, tokens of a draft model, repeated tokens by the length of the match.
     float forced_chance_ = 0.9f, model_chance_ = 0.8f;

@@ -93,15 +93,16 @@ void find(void *handle, const char *name, Function &function) {
     std::memcpy(&function, &found, sizeof function);
 }
 
-// Parser items at one position of an answer: about four for each optional property of an object. 20 take a microsecond.
+// The most parser items at one position of an answer. An optional property of an object makes about four items. It
+// takes a microsecond to compute 20 items.
 constexpr size_t kMaxItems = 20'000;
-// Items of a grammar, whose compilation cannot be interrupted: about six for each schema.
+// The most items of a grammar, because its compilation cannot be interrupted. Each schema makes about six items.
 constexpr size_t kMaxGrammar = 60'000;
 
 // llguidance divides the tokens of JSON strings into slices, by the greatest length of their text. If the grammar
 // allows all tokens of a slice, a mask takes the whole slice at once; otherwise it checks each token of the slice. The
-// default lengths of llguidance are 10, 30 and any length. With these lengths, masks of strings with a `maxLength` take
-// three quarters of the time.
+// default lengths of llguidance are 10, 30 and any length. With the lengths below, masks of strings with a `maxLength`
+// take three quarters of the time.
 constexpr int kSliceLengths[] = {1, 2, 3, 4, 5, 6, 8, 12};
 
 std::vector<std::string> slices() {

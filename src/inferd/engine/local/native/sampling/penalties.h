@@ -1,4 +1,4 @@
-// Penalties on recent tokens, by llama.cpp's formula. Only the logits of those few tokens are touched.
+// Penalties on recent tokens, by llama.cpp's formula. Only the logits of these few tokens change.
 #pragma once
 
 #include <cstddef>
@@ -30,7 +30,7 @@ class Penalties {
         return penalised_.data();
     }
 
-    // The answer continues with `token`.
+    // Records that the answer continues with `token`.
     void accept(llama_token token) {
         if (!any_) return;
         counts_[token]++;
