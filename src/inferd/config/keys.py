@@ -117,8 +117,8 @@ BACKEND_KEYS: dict[str, tuple[Key, ...]] = {
             "rpc",
             Workers(),
             "The addresses of workers on other hosts, which compute a part of the model (docs/rpc.md). If "
-            "this host has no GPU, this host and each worker get an equal share of the layers; "
-            "`n_gpu_layers` sets another number of layers for all workers together.",
+            "this host has no GPU, this host and each worker get an equal share of the layers, unless "
+            "`n_gpu_layers` sets the number of layers of all workers together.",
         ),
         Key(
             "rpc_unprotected",

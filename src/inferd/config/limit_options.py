@@ -64,10 +64,10 @@ class LimitOptions:
         _LIMITS,
         Seconds(),
         60.0,
-        "The time limit for a slow client. If more than 64 KiB of output wait for a client, the daemon "
-        "closes the connection unless the client, within this time, reads enough that at most 16 KiB wait. "
-        "When the daemon closes a connection for any other reason, the daemon first lets the client read "
-        "the remaining output, for at most this time. 0 means no limit.",
+        "The time that a slow client has to read its output. The time starts when more than 64 KiB of "
+        "output wait for the client, and stops when at most 16 KiB are left. When the time is up, the "
+        "daemon closes the connection. When the daemon closes a connection for any other reason, the daemon "
+        "first lets the client read the remaining output, for at most this time. 0 means no limit.",
         key="limits.write_timeout_secs",
         reload=True,
     )
@@ -108,9 +108,9 @@ class LimitOptions:
         Integer(1024, 2**40),
         384 * 1024 * 1024,
         "The maximum memory in bytes for the attachments and long lines of all requests together. A request "
-        "that would exceed this maximum is refused. If a user already holds a part of this memory, a "
-        "request is also refused if this user would then hold more than half of the memory that the other "
-        "users do not hold.",
+        "that would exceed this maximum is refused. A user who already holds a part of this memory may in "
+        "total hold at most half of the memory that the other users leave. A request that would exceed this "
+        "share is refused, too.",
         key="limits.max_input_memory_bytes",
         reload=True,
     )
@@ -128,9 +128,10 @@ class LimitOptions:
         _LIMITS,
         Integer(0, 2**48),
         0,
-        "The maximum memory in bytes for all models together on each GPU. Models make room there as they do "
-        "for memory_budget_bytes. 0 means four fifths of the memory that is free at the time of the load "
-        "or taken by models. A model of the configuration may then take all the free memory.",
+        "The maximum memory in bytes for all models together on each GPU. To load a model, the daemon may "
+        "unload idle models from the GPU, as for memory_budget_bytes. 0 means four fifths of the sum of the "
+        "free memory and the memory that models take, at the time of the load. With 0, a model of the "
+        "configuration may take all the free memory.",
         key="limits.gpu_memory_budget_bytes",
         reload=True,
     )

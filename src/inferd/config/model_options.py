@@ -220,11 +220,10 @@ class ModelOptions:
         _ENGINE,
         Integer(0, 1 << 20),
         8192,
-        "Many chat templates omit the thinking of earlier answers. The next prompt therefore differs from "
-        "the cached prompt from the place of the first omission on. After an answer with thinking, the "
-        "daemon computes the start of the next prompt in advance, up to this number of tokens. The daemon "
-        "does so only while no other request runs and the machine is not on battery. 0 disables this "
-        "computation.",
+        "Many chat templates omit the thinking of earlier answers. The next prompt is therefore equal to "
+        "the cached prompt only up to the first omission. After an answer with thinking, the daemon "
+        "computes the start of the next prompt in advance, up to this number of tokens. The daemon does so "
+        "only while no other request runs and the machine is not on battery. 0 disables this computation.",
         key="engine.ahead_tokens",
         reload=True,
     )
