@@ -223,8 +223,8 @@ def token_frame(prefix: bytes, text: str, suffix: bytes) -> bytes:
 
 
 def count_names(line: bytes) -> int:
-    """Counts the quotes before a colon, with or without spaces between the two. A line of JSON has at most
-    this many names."""
+    """Counts the quotation marks that are followed by a colon, directly or after spaces. A line of JSON has
+    at most this many names."""
     return len(_NAME_END.findall(line))
 
 
@@ -337,7 +337,7 @@ def keys_equal(a: bytes, b: bytes) -> bool:
 
 
 def float_rows(values: Buffer, width: int) -> bytes:
-    """Encodes rows of ``width`` float32 numbers each as a JSON array of arrays.
+    """Encodes rows of float32 numbers as a JSON array of arrays. Each row has ``width`` numbers.
 
     Each number has as few digits as possible, but reads back as the same float32. Each number has a fraction
     or an exponent. Raises ``ValueError`` for an incomplete row, and for a number that is not finite.

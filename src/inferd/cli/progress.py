@@ -1,7 +1,7 @@
 """Shows the steps of loading a model on stderr.
 
 On a terminal, a progress bar shows the current step; no bar is left at the end. Without a terminal, one line
-is printed at the start of each step, for each retry, and for each other process for which a step waits.
+is printed when a step begins, when a step is retried, and when a step begins to wait for another process.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
 In a directory that everyone may write, such as /tmp, another user can create the socket's directory before
 the daemon does, and so impersonate the daemon. A server that runs as this user or as root is trusted. A
-server of another user is trusted if that user owns a part of the socket's path, and only trusted users can
-write the parent directory of this part. The part then comes from a trusted user. For example, /run/inferd,
-which belongs to the user ``inferd``, is trusted, since only root can write /run. /tmp/inferd-1000 of another
-user is not trusted.
+server of another user is trusted if that user owns a directory or file on the socket's path, and only trusted
+users can write the directory above it. Then only a trusted user can have put it there. For example,
+/run/inferd, which belongs to the user ``inferd``, is trusted, since only root can write /run.
+/tmp/inferd-1000 of another user is not trusted.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def _credentials(connected: socket.socket) -> tuple[int, int]:
 
 def _owners(path: Path, trusted: set[int]) -> set[int]:
     """Returns the users that may serve at ``path``: the ``trusted`` users, and further owners of files and
-    directories on the path. The path is checked from the root down. The owner of a part is added if only
-    ``trusted`` users and previously added owners can write the parent directory.
+    directories on the path. The path is checked from the root down. An owner is added if only ``trusted``
+    users and previously added owners can write the directory above the file or directory.
 
     If any other user may have created a part of the path, returns only ``trusted``. Both the given path and
     the path after resolving links are checked.

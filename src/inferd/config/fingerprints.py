@@ -24,8 +24,8 @@ _NAMES = {"backends"} | (
 
 
 def of(settings: Settings) -> dict[str, str]:
-    """Returns a short hash of the value of each option that affects how requests are served, by option
-    name."""
+    """Returns a short hash of the value of each option that affects how requests are served. The keys of the
+    result are the names of the options."""
     return {
         name: hashlib.sha256(repr(getattr(settings, name)).encode()).hexdigest()[:12]
         for name in sorted(_NAMES)

@@ -38,9 +38,9 @@ class LoadedConfig(NamedTuple):
     """Settings, with ``notes`` to log, and with the ``problem`` that ends the boot of a daemon, if any.
 
     If the problem is in the config file, the settings come from flags, variables and defaults alone.
-    ``serving`` is true if the problem matters only for a daemon, such as a missing secret. Then the settings
-    have no backends and perhaps no API key, but are good enough for a client. ``origins`` maps each option
-    that is set to its flag, its variable, or its key in the config file at ``path``.
+    ``serving`` is true if the problem, such as a missing secret, matters only for a daemon. Then the settings
+    have no backends and perhaps no API key, but are good enough for a client. For each option that is set,
+    ``origins`` has the flag, the variable, or the key in the config file at ``path``.
     """
 
     settings: Settings
@@ -56,8 +56,8 @@ def read(
 ) -> LoadedConfig:
     """Reads flags, environment variables and the config file.
 
-    ``flags`` maps option names to parsed values, and ``config`` to the path of the config file. A value of
-    ``None`` means that the flag was not given. ``as_0_2`` is for users of inferd 0.2.1, and changes two
+    ``flags`` maps option names to parsed values. Its key ``config`` has the path of the config file. A value
+    of ``None`` means that the flag was not given. ``as_0_2`` is for users of inferd 0.2.1, and changes two
     things. If the named config file does not exist, the result has a note instead of a problem. The default
     limit of a request line is 64 MiB, since the clients of 0.2.1 cannot send a long prompt in another way.
     Raises UsageError for flags that exclude each other, and ConfigError for an invalid variable or an

@@ -89,8 +89,8 @@ def _path(path: Path | None) -> str | None:
 
 
 def bind_address(settings: Settings) -> bind.Bound:
-    """Binds the listening socket. Raises AddressError, which names the process that already listens on the
-    address, if this process can be found."""
+    """Binds the listening socket. Raises AddressError if the address cannot be bound. If another process
+    listens on the address and can be found, the message names this process."""
     address = str(settings.http)
     try:
         return bind.bind_tcp(address, has_key=has_keys(settings))

@@ -149,8 +149,9 @@ def _sizes(settings: Settings, entry: LlamaCppEntry, card: ModelCard | None) -> 
 def _fitting_context(
     settings: Settings, entry: LlamaCppEntry, sizes: Sequence[tuple[int, int]]
 ) -> tuple[int, int]:
-    """Returns the context size that the entry sets, or else the largest one that is likely to fit in memory,
-    and the bytes that the model then needs. Logs a warning if no size is likely to fit."""
+    """Returns two numbers: the context size, and the bytes that the model then needs. The context size is the
+    one that the entry sets, or else the largest that is likely to fit in memory. Logs a warning if no size is
+    likely to fit."""
     budget = memory.budget_bytes(0, settings.memory_budget_bytes)
     n_ctx, size = next(((n, size) for n, size in sizes if not budget or size <= budget), sizes[-1])
     limit = settings.memory_budget_bytes or memory.available_bytes()

@@ -1,6 +1,6 @@
 """The memory budgets of the models on this machine: for its RAM, and for each of its GPUs.
 
-A dictionary of bytes by place holds those in RAM under :data:`RAM`, and those on a GPU under its name.
+In a dictionary of bytes by place, the key for RAM is :data:`RAM`, and the key for a GPU is the GPU's name.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def takes(taken: Counter[str], places: Collection[str]) -> bool:
 
 
 def whole_sizes(needs: Needs) -> list[Need]:
-    """Returns the needs of a model with those of its process."""
+    """Returns the needs of a model, each with the memory of the model's process added."""
     from inferd.store.gguf import PROCESS_BYTES
 
     return [size._replace(here=size.here + PROCESS_BYTES) for size in needs.sizes]
@@ -76,9 +76,10 @@ def budgets(settings: Settings, private: int, gpus: Mapping[str, int]) -> dict[s
 def gpu_budgets(
     settings: Settings, needs: Needs, taken: Mapping[str, int], share: float = SHARE
 ) -> dict[str, int]:
-    """Returns how many bytes all models together may take on each GPU: those of the settings, or else
-    ``share`` of the bytes that are free or that loaded models have ``taken``. Not every driver counts the
-    latter as used."""
+    """Returns how many bytes all models together may take on each GPU. The most is the sum of the free bytes
+    and the bytes that loaded models have ``taken``, but not more than the GPU has: not every driver counts
+    the bytes of loaded models as used. The budget is the number in the settings, up to this sum, or else
+    ``share`` of this sum."""
     most = {gpu: min(size + taken.get(gpu, 0), needs.all.get(gpu, size)) for gpu, size in needs.free.items()}
     asked = settings.gpu_memory_budget_bytes
     return {gpu: min(asked, size) if asked else int(share * size) for gpu, size in most.items()}
@@ -114,8 +115,9 @@ def too_large(
 
 
 def may_use_gpu(settings: Settings, entry: LlamaCppEntry) -> bool:
-    """Whether a model would take memory of a GPU on a machine with one. With RPC workers, llama.cpp divides
-    the model over them, and only the load shows how."""
+    """Whether the model would take GPU memory if the machine had a GPU. ``False`` for a model with RPC
+    workers: llama.cpp divides the model over the workers, and how it does so is known only when the model is
+    loaded."""
     return entry.n_gpu_layers != 0 and not entry.rpc and settings.force_backend != "cpu"
 
 

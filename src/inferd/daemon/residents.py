@@ -1,9 +1,9 @@
 """The models that were loaded on demand, and the memory that all local models share.
 
 Before a load, :meth:`Residents.make_room` compares the model's need with what the models take already, in RAM
-and on each GPU. If the model could not fit even without the models that may be unloaded, it is refused. If a
-place is short of memory, idle models that take memory there are unloaded, the least recently used first. Then
-a busy model is unloaded when its running requests have ended.
+and on each GPU. If the model could not fit even without the models that may be unloaded, it is refused. If
+RAM or a GPU is short of memory, idle models that take memory there are unloaded, the least recently used
+first. Then a busy model is unloaded when its running requests have ended.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Resident:
     clock, or earlier if its memory is needed. A ``pinned`` model is unloaded in neither case. A ``leaving``
     model is unloaded when its last request ends. ``releases`` counts the calls to unload the model, and
     ``users`` the requests that use it. If a new configuration changes ``build_key``, the model is unloaded.
-    While the future ``drained`` is set, the model gets no new requests. The future is done when the last
-    running request ends."""
+    While ``drained`` is a future and not ``None``, the model gets no new requests. The future is done when
+    the last running request ends."""
 
     def __init__(
         self, backend: Backend, slot: BackendSlot, estimate: int, pinned: bool, build_key: tuple[object, ...]
@@ -62,8 +62,8 @@ class Residents:
     """The models ``by_name``. Runs on the event loop.
 
     ``waiting`` counts, for each model, the requests that wait until the model is loaded. The memory of the
-    ``starting`` and the ``retiring`` backends is taken, too: they are being loaded, or were replaced and end
-    with their task.
+    ``starting`` and of the ``retiring`` backends counts as taken, too. A ``starting`` backend is being
+    loaded, or the router does not have it yet. A ``retiring`` backend is being closed by a task.
     """
 
     def __init__(self, router: Router, tell: Tell) -> None:
@@ -138,8 +138,9 @@ class Residents:
         return staying
 
     async def unload_idle(self, reason: str, short: Collection[str]) -> bool:
-        """Unloads the least recently used idle model that takes memory in one of the places ``short``, or
-        waits for one that is being unloaded. Returns whether there was one."""
+        """If models are being unloaded already, waits until one of them has ended. Otherwise unloads the
+        least recently used idle model that takes memory in one of the places ``short``. Returns whether there
+        was a model to unload."""
         if self._unloading:
             await asyncio.wait(self._unloading, return_when=asyncio.FIRST_COMPLETED)
             return True

@@ -50,10 +50,10 @@ class Room:
         """Makes room for ``backend``: unloads idle models, and then puts models of ``leaving`` to rest, until
         the backend fits beside the remaining models or no model is left to put to rest.
 
-        If the backend may use a GPU and does not fit into RAM, room is made later, when the backend's process
-        has measured its need of GPU memory. If ``first`` is true, the daemon is starting, and no model is put
-        to rest. ``show`` is called before each model is put to rest. Raises ModelError if the backend would
-        not fit into a GPU even alone. In this case, no model has been put to rest.
+        If the backend may use a GPU, room is made later, when the backend's process has measured its need of
+        GPU memory. If ``first`` is true, the daemon is starting, and no model is put to rest. ``show`` is
+        called before each model is put to rest. Raises ModelError if a GPU would lack memory for the backend
+        even with all models of ``leaving`` at rest. In this case, no model has been put to rest.
         """
         taken = memory.taken_by(backend)
         size = Need(0, taken[memory.RAM])
@@ -83,8 +83,9 @@ class Room:
         awake: list[BackendSlot],
         show: Callable[[str, Mapping[str, object]], None],
     ) -> Need:
-        """Makes room, and returns the size to load. ``beside`` are the budgets of the GPUs. If no model is
-        left to put to rest, only the budgets ``alone`` count."""
+        """Makes room, and returns the size to load. ``beside`` and ``alone`` are budgets of the GPUs. Models
+        are put to rest until the backend fits into ``beside``. If no model is left to put to rest, the
+        backend needs to fit only into ``alone``."""
         while True:
             used, private = self.models.taken(backend)
             budgets = memory.budgets(settings, private, beside)

@@ -1,9 +1,9 @@
 """The protocols between the daemon and a systemd-style service manager.
 
-The daemon tells the manager that it is ready, reloads or stops, and sends watchdog pings. The manager may
-pass sockets that it opened before the start of the daemon, and that it keeps open after the daemon's exit.
-Without a manager nothing happens. The variables for passed sockets are removed from the environment, so that
-no child process uses them.
+The daemon tells the manager that the daemon is ready, reloads or stops. The daemon also sends watchdog pings
+to the manager. The manager may pass sockets that it opened before the start of the daemon, and that it keeps
+open after the daemon's exit. Without a manager nothing happens. The variables for passed sockets are removed
+from the environment, so that no child process uses them.
 """
 
 from __future__ import annotations
@@ -46,9 +46,7 @@ def notify_reloading() -> None:
 
 class Watchdog:
     """Pings the manager twice in each watchdog interval. Sends no ping while ``dead()`` returns the names of
-    dead backends.
-
-    The timer runs on the event loop. So no ping is sent while the event loop hangs, either.
+    dead backends. Sends none while the event loop hangs, either, because the timer runs on the event loop.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, dead: Callable[[], Sequence[str]]) -> None:

@@ -91,7 +91,7 @@ class Source:
             os.close(fd)
 
     def key(self, store: ModelStore, fd: int) -> str:
-        """Returns the key of the findings, with the descriptor of the file."""
+        """Returns the key of the findings about this template. ``fd`` is the descriptor of the file."""
         return key_of(store, fd, self.sha256, self.template)
 
 

@@ -55,8 +55,9 @@ class Capabilities(NamedTuple):
 
 
 class Need(NamedTuple):
-    """The memory in bytes that a model takes with a context of ``n_ctx`` tokens: ``here`` in RAM, and on each
-    GPU by its name. Memory that a GPU shares with the processor counts in both places."""
+    """The memory in bytes that a model takes with a context of ``n_ctx`` tokens. ``here`` is the part in RAM,
+    and ``gpus`` has the part on each GPU, by the GPU's name. Memory that a GPU shares with the processor
+    counts in both places."""
 
     n_ctx: int
     here: int
@@ -64,8 +65,8 @@ class Need(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """The needs of a model, the largest context first, and the ``free`` memory of each GPU and ``all`` its
-    memory in bytes. Without a GPU, they are empty."""
+    """``sizes`` has the needs of a model, the largest context first. ``free`` has the free memory of each
+    GPU, and ``all`` the whole memory, in bytes. Without a GPU, all three are empty."""
 
     sizes: tuple[Need, ...] = ()
     free: Mapping[str, int] = MappingProxyType({})
@@ -188,9 +189,10 @@ class Backend(ABC):
         return
 
     def ask_first(self, grant: Grant, contexts: Sequence[int] = (), *, always: bool = False) -> bool:
-        """Makes :meth:`start` await ``grant`` before the model takes memory of a GPU, or with ``always`` on a
-        CPU, too. ``contexts`` are the sizes to choose from, by default those of the entry. Returns false if
-        the model takes none of a GPU's memory, so ``start`` will not ask."""
+        """Makes :meth:`start` await ``grant`` before the model takes memory of a GPU. With ``always``,
+        ``start`` also awaits ``grant`` for a model on a CPU. ``contexts`` are the sizes to choose from, by
+        default those of the entry. Returns false if ``start`` will not ask, because the model cannot take
+        memory of a GPU or has RPC workers."""
         return False
 
     @abstractmethod

@@ -64,7 +64,8 @@ async def _piece(receive: Receive) -> tuple[bytes, bool]:
 
 
 class _TimeLimit:
-    """Cancels the block after ``PIECE_SECS``, and raises HttpFailure. :meth:`extend` restarts the time.
+    """Cancels the ``with`` block after ``PIECE_SECS``, and raises HttpFailure. :meth:`extend` restarts the
+    time.
 
     ``asyncio.timeout`` needs Python 3.11, and ``asyncio.wait_for`` would run each read in a separate task.
     """

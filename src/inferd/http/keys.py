@@ -94,8 +94,8 @@ class Key:
         return self._allowances[name]
 
     def adopt(self, other: Key) -> None:
-        """If the limits are unchanged, takes over the budgets of ``other``, which is the object for the same
-        key before the file changed."""
+        """If the limits are unchanged, takes over the budgets of ``other``, which is the object that
+        represented the same key before the file changed."""
         if (self.requests, self.tokens) == (other.requests, other.tokens):
             self._allowances = other._allowances
 

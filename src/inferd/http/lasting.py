@@ -4,10 +4,10 @@
 Registering takes about ten system calls for each request. The HTTP bridge has only one event loop, so a
 :class:`LastingConnection` stays registered.
 
-The socket is read only while a task waits for data. If data or the end of the stream arrives at another time,
-the socket is unregistered until the next wait. So if an HTTP client reads slowly, the bridge's socket to the
-daemon fills up, and the daemon slows down, too. And while an idle connection stays registered, the bridge
-knows without a system call that the daemon has not closed the connection.
+The socket is read only while a task waits for data. If data or the end of the stream arrives while no task
+waits, the socket is unregistered until the next wait. So if an HTTP client reads slowly, the bridge's socket
+to the daemon fills up, and the daemon slows down, too. And while an idle connection stays registered, the
+bridge knows without a system call that the daemon has not closed the connection.
 """
 
 from __future__ import annotations

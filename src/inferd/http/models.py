@@ -106,8 +106,8 @@ class Models:
     def update_stored(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Replaces the models that the daemon can load on request.
 
-        Each model that generates text supports tools, even before it is loaded: if its template has no place
-        for tools, the engine describes the tools in the system message.
+        Each model that generates text is listed with support for tools, because tools work with every
+        template: if a template has no place for tools, the engine describes the tools in the system message.
         """
         self._stored = [
             Model(

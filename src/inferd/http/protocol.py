@@ -3,8 +3,8 @@ connections.
 
 The request head consists of the request line and all headers. The head may take up to 30 seconds to arrive,
 and may be up to 64 KiB long. Between two requests a client may be idle for ``timeout_keep_alive`` seconds. If
-a client closes its connection, or only its sending side, all requests on the connection end, including
-pipelined requests.
+a client closes its connection, or only its sending side, the bridge ends all requests of the connection,
+including pipelined requests.
 """
 
 from __future__ import annotations

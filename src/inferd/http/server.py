@@ -2,8 +2,8 @@
 classes replace uvicorn's handling of connections and signals.
 
 The daemon runs ``python -m inferd.http``, and writes a :class:`Setup` as one line of JSON to the standard
-input of this process. The daemon keeps the pipe open. The end of the input shows that the daemon has ended,
-and the bridge stops.
+input of this process. The daemon keeps the pipe open. When the input ends, the daemon has ended, so the
+bridge stops.
 """
 
 from __future__ import annotations

@@ -230,8 +230,8 @@ class Count:
         self._due = 0.0
 
     def entries(self, now: int, *, at_once: bool) -> list[dict[str, Any]]:
-        """Returns a list of the one event to log now, or an empty list. ``now`` is the current number. The
-        list is empty if ``now`` equals the last reported number. Unless ``at_once`` is true, the list is also
+        """Returns a list of the one event to log now, or an empty list. ``now`` is the current count. The
+        list is empty if ``now`` equals the last reported count. Unless ``at_once`` is true, the list is also
         empty if the last event is less than ``COUNT_EACH_SECS`` old."""
         if now == self._told or not (at_once or time.monotonic() >= self._due):
             return []

@@ -1,9 +1,9 @@
 """The HTTP bridge as the ingress of a Serve application. The ingress sends requests through the deployment
 handles of the models.
 
-If a replica dies before the first part of the answer, the request is sent again, up to ``TRIES`` times in
-all. If the model of a replica fails before the first part of the answer, the request is sent one more time.
-Otherwise the client gets an error.
+If a replica dies before the first part of the answer, the request is sent again, until it has been sent
+``TRIES`` times in all. If the model of a replica fails before the first part of the answer, the request is
+sent one more time. Otherwise the client gets an error.
 """
 
 from __future__ import annotations
@@ -155,8 +155,8 @@ class RayChannel(Channel):
 
 
 def _kind(line: bytes) -> str:
-    """Returns the type of the frame ``line``, or an empty string if ``line`` is not a frame. For an error
-    frame after which a retry may succeed, such as after a crash, returns ``failure``."""
+    """Returns the type of the frame ``line``, or an empty string if ``line`` is not a frame. Returns
+    ``failure`` for an error frame after which a retry may succeed, such as the frame for a crash."""
     try:
         frame = orjson.loads(line)
         failed = frame["type"] == "error" and frame["code"] == Unavailable.code and "reason" not in frame
@@ -219,5 +219,5 @@ class RayConnection:
         self._call()
 
     def close(self) -> None:
-        """Cancels the call of the deployment, and so the request, unless the call has ended."""
+        """Cancels the call to the deployment, and so the request, unless the call has ended."""
         self._response.cancel()

@@ -1,6 +1,6 @@
 """A replica of a model. The replica, a Ray actor, starts a daemon as its child process.
 
-A call of the replica sends the bytes of one request to a surface of the daemon, and yields the bytes of the
+A call to the replica sends the bytes of one request to a surface of the daemon, and yields the bytes of the
 answer. So the daemon queues, cancels and refuses the request like the request of any other client.
 """
 

@@ -6,10 +6,10 @@ processes take turns, too. The requests of one process run in order of arrival. 
 permits that one user or process may hold. A waiting request leaves the queue when it is cancelled or its
 deadline passes.
 
-If the queue is full, a new request may displace a waiting request. The user with the largest total of running
-and waiting requests loses a waiting request. But if this user would then have fewer requests than the new
-request's user, the same rule decides between the processes of the new request's user. If no request can be
-displaced, the new request is refused.
+If the queue is full, a new request may displace a waiting request. The user with the most running and waiting
+requests loses a waiting request, if this user then still has at least as many requests as the user of the new
+request. Otherwise the processes of the new request's own user are compared by the same rule. If no request
+can be displaced, the new request is refused.
 
 A request for a pool of backends has a :class:`Choice`. The choice may send the request to a remote backend,
 on arrival or while the request waits. A request on a remote backend of a pool takes none of the
@@ -415,8 +415,8 @@ class Admission:
         self._reclaim()
 
     def _reclaim(self) -> None:
-        """Ends requests that have waited for their clients for ``REST_SECS``. Ends at most as many requests
-        as wait for a permit."""
+        """Ends requests that have waited for their clients for ``REST_SECS``. Does not end more requests than
+        wait for a permit."""
         if self._rest_alarm is not None:
             self._rest_alarm.cancel()
             self._rest_alarm = None

@@ -57,7 +57,7 @@ class Bound(NamedTuple):
         return (found.st_dev, found.st_ino) == (device, inode)
 
     def close(self) -> None:
-        """Stops listening and removes the socket's file, unless another file has replaced it."""
+        """Stops listening. Removes the socket's file, unless another file has replaced it."""
         self.sock.close()
         if self.file is not None and self.is_there():
             with contextlib.suppress(OSError):

@@ -7,7 +7,7 @@ the client has left. Its base class :class:`Output` writes.
 * If raw bytes may follow a line, reading pauses after the line until the line has been parsed. Raw bytes are
   then read directly into one buffer that has room for all of them.
 * If the client sends frames, reading pauses after each read until a task needs more bytes. Reading pauses in
-  the same way before the first bytes show whether the client sends lines or frames.
+  the same way until the first bytes have shown whether the client sends lines or frames.
 * A client that has begun to send a line, a frame or raw bytes must send at least ``PIECE_BYTES``, or
   everything that remains, within every ``PIECE_SECS``. The connection of a slower client is dropped. While
   the daemon waits for a request, the connection of a client that sends nothing for ``idle_timeout`` is

@@ -2,8 +2,8 @@
 
 A request reserves its bytes before they are read, and keeps the reservation until the request ends. All
 connections share one budget. Over TCP, each host counts as a user. A user that holds no memory may reserve
-all free memory at once. A user that holds memory may reserve more only if this user then holds at most half
-of the memory that other users do not hold. So several requests of one user never take the whole budget.
+all free memory at once. A user that already holds memory may in total hold at most half of the memory that
+the other users leave. So several requests of one user never take the whole budget.
 """
 
 from __future__ import annotations

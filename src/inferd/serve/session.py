@@ -2,8 +2,8 @@
 
 The stages of a request are parse → validate → admission → dispatch → generate → stream. Each request ends
 with exactly one terminal frame. Only this module writes error frames. When the client leaves, the session's
-task is cancelled at any stage. The ``with`` blocks then release the place in the queue, the backend and the
-probe of its circuit breaker, and nothing more is written.
+task is cancelled, whatever stage the request has reached. The ``with`` blocks then release the place in the
+queue, the backend and the probe of its circuit breaker, and nothing more is written.
 
 (Over 400 lines, because this module contains the whole path of a request, for every surface.)
 """

@@ -1,8 +1,8 @@
 """Connections that have not sent the API key yet. A small limit bounds their number.
 
-If the limit is reached, a new connection displaces an older one: the host with the most such connections
-loses the oldest of them. A client that has the key sends the key at once, before a flood of silent
-connections can displace this client.
+If the limit is reached, a new connection displaces an older one: the host with the most connections that have
+not sent the key loses the oldest of these. A client that has the key sends the key at once, before a flood of
+silent connections can displace this client.
 """
 
 from __future__ import annotations

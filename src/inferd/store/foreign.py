@@ -32,7 +32,7 @@ _UNFIT = re.compile(r"[^\w.+:@-]+")
 @dataclass(frozen=True, slots=True)
 class Foreign:
     """A model of another program. ``files`` has one file, or all files of a split model in order. ``digests``
-    has the sha256 of each file, or ``None`` if the program does not record the sha256."""
+    has one entry for each file: its sha256, or ``None`` if the program does not record the sha256."""
 
     name: str
     files: tuple[Path, ...]

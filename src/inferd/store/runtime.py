@@ -153,8 +153,8 @@ def _take(fd: int) -> None:
     """Takes an exclusive lock on the open file ``fd``. Raises BlockingIOError if another process holds the
     lock.
 
-    If the lock is held, but the pid in the file is not the pid of another running process, perhaps only a
-    check of :func:`is_held` holds the lock. In this case, tries again for up to LOOK_SECS.
+    If the lock is held, but the file does not have the pid of another running process, the lock may be held
+    only by a check that :func:`is_held` makes. In this case, tries again for up to LOOK_SECS.
     """
     give_up = time.monotonic() + LOOK_SECS
     while True:

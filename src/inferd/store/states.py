@@ -13,7 +13,7 @@ daemon removes the temporary files. All files together stay within a budget of b
 files are removed. Several daemons may share a directory, since each daemon tolerates that another daemon
 removes files.
 
-An engine process has no access to the directory. The daemon passes the engine process the descriptor of one
+An engine process has no access to the directory. The daemon passes descriptors to the engine process, for one
 file at a time. Every method of :class:`StateFiles` blocks, so call it in a thread. The methods are
 thread-safe.
 """
@@ -180,7 +180,8 @@ class StateFiles:
 
     def _write(self, packed: bytes, fd: int, size: int) -> Path:
         """Writes a file, and renames it when it is complete. If the engine process changes the content of
-        ``fd`` during the copy, the wrong state can later reach only the engine of the same backend."""
+        ``fd`` during the copy, a wrong state is stored. This state can later reach only the engine of the
+        same backend."""
         name = secrets.token_hex(12)
         temp, path = self._directory / (name + _TEMP), self._directory / (name + _SUFFIX)
         out = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -290,7 +291,7 @@ class StateFiles:
             path.unlink()
 
     def _sweep(self) -> None:
-        """Removes the temporary files that killed daemons left."""
+        """Removes the temporary files that were left by killed daemons."""
         for path in self._directory.glob(f"*{_TEMP}"):
             with contextlib.suppress(OSError):
                 fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)

@@ -141,8 +141,8 @@ def add_size(i: int, size: int, total: int, max_bytes: int) -> int:
 
 
 def assign(attachments: Sequence[Attachment], raw: memoryview) -> None:
-    """Sets the content of each attachment that has a ``size`` to a slice of ``raw``, without copying. ``raw``
-    holds the raw bytes of all attachments."""
+    """For each attachment that has a ``size``, sets the content to a slice of ``raw``, without copying.
+    ``raw`` holds the raw bytes of all attachments."""
     start = 0
     for attachment in attachments:
         if attachment.size is not None:

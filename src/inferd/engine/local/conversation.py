@@ -45,8 +45,8 @@ class Reader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """The data that earlier requests of a conversation left: the answers whose tokens were kept, and the time
-    for the template, in seconds since 1970. The time 0 means the present."""
+    """The data that earlier requests of a conversation left. ``answers`` has the answers whose tokens were
+    kept. ``now`` is the time that the template gets, in seconds since 1970; 0 means the present."""
 
     answers: Sequence[Kept] = ()
     now: int = 0

@@ -235,8 +235,9 @@ class EmbeddingModel(Backend):
         return (unicodedata.normalize("NFD", text) if self._strips_accents else text).encode()
 
     def _checked(self, what: str, tokenize: Callable[..., bytes], *texts: bytes) -> bytes:
-        """Returns the tokens of ``texts``. Raises InvalidRequest if ``texts`` have no token or too many.
-        ``what`` names the texts in the error message."""
+        """Returns the tokens of one text, or of a pair of texts. Raises InvalidRequest if the ``texts``
+        together have no token, or more tokens than the context. ``what`` names the texts in the error
+        message."""
         try:
             tokens = tokenize(*texts)
         except ValueError as error:

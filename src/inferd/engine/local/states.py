@@ -38,8 +38,8 @@ Send = Callable[[int, int, bytes, Sequence[int]], None]
 
 
 class EngineStates:
-    """Asks the daemon for states and sends states to it, in the engine process. ``wake`` and ``receive`` run
-    on the event loop."""
+    """Runs in the engine process: asks the daemon for states, and sends states to the daemon. ``wake`` and
+    ``receive`` run on the event loop."""
 
     def __init__(self, engine: Engine, send: Send, idle_ms: int) -> None:
         self._engine = engine
@@ -130,7 +130,7 @@ class StateStore(Protocol):
 
 
 class DaemonStates:
-    """Delivers and saves the states of one engine process, in the daemon. All methods run on the event
+    """Runs in the daemon: delivers and saves the states of one engine process. All methods run on the event
     loop."""
 
     def __init__(self, store: StateStore, process: EngineProcess) -> None:
@@ -211,9 +211,9 @@ class DaemonStates:
 
 
 def fingerprint(load: m.Load, capabilities: Capabilities) -> str:
-    """Returns a digest of everything that a state depends on, except the model's file: inferd's version and
-    build, the device, the size of the context, flash attention and the type of the KV cache. The size of the
-    context matters because some models scale positions differently in a long context."""
+    """Returns a digest of inferd's version and build, the device, the size of the context, flash attention
+    and the type of the KV cache. A state depends on these and on the model's file. The size of the context
+    matters because some models scale positions differently in a long context."""
     parts = (
         __version__,
         _build(),

@@ -4,8 +4,8 @@ An :class:`Upstream` is one server. The methods of ``Upstream`` convert every fa
 :mod:`inferd.errors`. If the caller stops reading a response early, the response's connection is closed at
 once.
 
-If the server explains an error status, the client gets the explanation. The log does not, because the
-explanation may quote the prompt.
+If the server explains an error status, the client gets the explanation. The explanation is not logged,
+because it may quote the prompt.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """A backend that uses a server with OpenAI's API for chat completions, embeddings and reranking.
 
 Options that a request leaves open are not sent, so the server's defaults apply. The backend accepts the known
-deviations of compatible servers from the API. Any other malformed response counts as a failure of the server.
+ways in which compatible servers deviate from the API. Any other malformed response counts as a failure of the
+server.
 """
 
 from __future__ import annotations

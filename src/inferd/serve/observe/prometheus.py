@@ -73,8 +73,8 @@ class Exporter:
         return 200, self._content_type, await self._metrics()
 
     async def _metrics(self) -> bytes:
-        """Encodes the metric families one by one. The event loop runs after each metric family, so that a
-        scrape does not delay answers."""
+        """Encodes the metric families one by one. Lets the event loop run after each family, so that a scrape
+        does not delay answers."""
         parts = []
         for family in self._registry.collect():
             parts.append(self._encode(_Only(family)))

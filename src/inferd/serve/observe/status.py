@@ -1,9 +1,9 @@
 """The state of the daemon, published on the admin socket.
 
 A subscriber is a client of the admin socket. A new subscriber gets one ``capabilities`` frame for each
-backend and the current lifecycle frame. Then the subscriber gets each event when it is published. Publishing
-never blocks. For a slow subscriber, up to ``MAX_UNREAD_EVENTS`` frames are kept. A subscriber that leaves
-more frames unread is disconnected, and may reconnect.
+backend, and then the current lifecycle frame. After that, the subscriber gets each event when it is
+published. Publishing never blocks. For a slow subscriber, up to ``MAX_UNREAD_EVENTS`` frames are kept. A
+subscriber that leaves more frames unread is disconnected, and may reconnect.
 
 A subscriber may request a snapshot, the list of models, the unloading of a model, or a download. The answers
 arrive among the events. All other input is ignored. The requests to unload are served one after another, and

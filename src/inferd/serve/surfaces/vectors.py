@@ -57,8 +57,8 @@ class UnarySurface(Surface[R], Generic[R, A]):
 
 
 def _heard(call: asyncio.Task[A]) -> None:
-    """Retrieves the exception of ``call``. Otherwise, if the client has gone, asyncio logs that the exception
-    was never retrieved."""
+    """Retrieves the exception of ``call``. When the client has gone, nothing else retrieves the exception,
+    and asyncio would log this."""
     if not call.cancelled():
         call.exception()
 

@@ -2,9 +2,9 @@
 
 A :class:`Job` waits in the queue, sends its request to the process, and collects the messages that come back.
 :class:`JobQueue` starts jobs in order of arrival. At most ``limit`` jobs with a client run at once. If the
-client of a running job leaves, the job runs until the process reports its end. The next job does not wait for
-that report, but at most twice ``limit`` jobs run at once. A job that is suspected of crashing engine
-processes runs alone.
+client of a running job leaves, the job runs until the process reports the end of the job. The next job does
+not wait for that report, but at most twice ``limit`` jobs run at once. A job that is suspected of crashing
+engine processes runs alone.
 """
 
 from __future__ import annotations
@@ -197,7 +197,8 @@ class JobQueue:
         self.look_again()
 
     def take_running(self) -> set[Job]:
-        """Returns and removes the running jobs, after their process has ended."""
+        """Returns and removes the running jobs. Call this when their process has died, or before it is
+        closed."""
         running, self.running = self.running, set()
         return running
 

@@ -26,8 +26,8 @@ def load_model(
 ) -> LlamaCpp | EmbeddingModel:
     """Loads the model. Blocks. Raises ModelError.
 
-    If ``load`` has contexts to choose from, ``ask`` is called with what the model needs. It returns one of
-    the contexts once there is room for the model.
+    ``ask`` gets the needs of the model, and returns one of the contexts in ``load`` once there is room for
+    the model. :class:`Load` says when the process asks.
 
     ``fds`` are the descriptors of the model's files in order. The descriptors of the projector, the draft
     model and the adapters follow, as far as ``load`` names these.

@@ -112,7 +112,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
 
     Before a load that takes memory of a GPU, the engine sends what the model needs with each of the
     ``contexts``, and waits for GRANTED. With ``asks``, it also asks before a load on a CPU. Without
-    ``contexts``, it never asks.
+    ``contexts`` or with ``workers``, it never asks.
     """
 
     name: str

@@ -48,8 +48,8 @@ def waits_of(pid: int) -> dict[str, int]:
 class Patience:
     """The time limits of a process. A process that answers no ping is reported after ``slow_secs`` and killed
     after ``hang_secs``. A step of the token loop is reported once it takes ``slow_secs`` longer than
-    predicted. The process is killed once a step takes longer than both ``hang_secs`` and ``predicted_factor``
-    times its predicted time."""
+    predicted. The process is killed once a step takes longer than ``hang_secs``, and also longer than its
+    predicted time multiplied by ``predicted_factor``."""
 
     slow_secs: float = 4.0
     hang_secs: float = 30.0

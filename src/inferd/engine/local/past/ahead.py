@@ -42,8 +42,8 @@ LEAST_TOKENS = 64
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A request whose answer the model has ended itself. ``now`` is the time that the template got. ``scope``
-    and ``adapter`` are those of the request's engine job."""
+    """A request whose answer was ended by the model, and not by a limit or a cancellation. ``now`` is the
+    time that the template got. ``scope`` and ``adapter`` are those of the request's engine job."""
 
     request: GenerateRequest
     prompt: _llama.Prompt

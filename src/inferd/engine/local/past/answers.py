@@ -91,8 +91,9 @@ class Answers:
 
 
 class Keeper:
-    """Keeps the answer to one request. If the model ends the answer itself, the caller sets ``tokens`` and
-    then calls ``keep``, which also calls ``ended`` with the answer."""
+    """Keeps the answer to one request. If the answer was ended by the model, and not by a limit or a
+    cancellation, the caller sets ``tokens``. Then the caller calls ``keep``, which also calls ``ended`` with
+    the answer."""
 
     def __init__(
         self,

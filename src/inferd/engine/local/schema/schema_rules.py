@@ -345,7 +345,8 @@ def _parts_of_references(root: Any) -> Iterator[str]:
 
 
 def _constraints(names: dict[str, Any]) -> set[str]:
-    """Returns the keywords in ``names`` that constrain property names. ``type: string`` constrains none."""
+    """Returns those keywords of ``names``, a schema for property names, that constrain the names. ``type:
+    string`` constrains none."""
     said = set(names) - {"$comment", "default", "description", "examples", "title"}
     return said - {"type"} if names.get("type", "string") == "string" else said
 
