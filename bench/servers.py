@@ -4,7 +4,7 @@ A context manager starts a server: it returns when the server accepts requests, 
 exit. The stderr of a server is shown only if the server did not start. ``Unavailable`` gives the reason why a
 contestant cannot take part, and the remedy.
 
-(Over 400 lines, because it is one list of contestants and how each is started.)
+(This file has over 400 lines, because it is one list of contestants and how each is started.)
 """
 
 from __future__ import annotations

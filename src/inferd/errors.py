@@ -10,7 +10,8 @@ Class attributes classify an error, so that no code has to match its message:
 
 The message is one sentence that names the problem and, where known, the remedy.
 
-(Over 400 lines, because this module is one list of all errors, with the attributes that classify each error.)
+(This file has over 400 lines, because this module is one list of all errors, with the attributes that
+classify each error.)
 """
 
 from __future__ import annotations

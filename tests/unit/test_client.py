@@ -1,6 +1,7 @@
 """The blocking and the asyncio clients, against a scripted peer on a real socket.
 
-(Over 400 lines, because both clients run every case, and share the scripts, the clock and the fixtures.)
+(This file has over 400 lines, because both clients run every case, and share the scripts, the clock and the
+fixtures.)
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The arguments of tool calls in the notation of each model family: they must conform to the schemas of the
 tools.
 
-(Over 400 lines, because most of it is schemas, with values that follow them and values that do not.)
+(This file has over 400 lines, because most of it is schemas, with values that follow them and values that do
+not.)
 """
 
 from __future__ import annotations

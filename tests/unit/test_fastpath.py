@@ -1,7 +1,7 @@
 """Both implementations of the fast path run the same cases. The expected values are written here or come from
 orjson.
 
-(Over 400 lines, because everything with two implementations is tested here, and nowhere else.)
+(This file has over 400 lines, because everything with two implementations is tested here, and nowhere else.)
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Models over https, from loopback servers that disconnect, stall, lie and redirect.
 
-(Over 400 lines, because it is one list of server behaviours, with one store and one set of helpers.)
+(This file has over 400 lines, because it is one list of server behaviours, with one store and one set of
+helpers.)
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ the running request is ended after ``REST_SECS``.
 
 A paused queue gives no permits: its requests wait while the model behind the queue is replaced.
 
-(Over 400 lines, because every decision in this module weighs the same running and waiting requests.)
+(This file has over 400 lines, because every decision in this module weighs the same running and waiting
+requests.)
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ with exactly one terminal frame. Only this module writes error frames. When the 
 task is cancelled, whatever stage the request has reached. The ``with`` blocks then release the place in the
 queue, the backend and the probe of its circuit breaker, and nothing more is written.
 
-(Over 400 lines, because this module contains the whole path of a request, for every surface.)
+(This file has over 400 lines, because this module contains the whole path of a request, for every surface.)
 """
 
 from __future__ import annotations

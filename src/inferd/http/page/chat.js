@@ -1,6 +1,6 @@
 // @ts-check
 // A conversation: messages in order, one answer at a time. History is plain data, kept in this browser.
-// (Over 400 lines, because sending, showing and keeping change the same open conversation.)
+// (This file has over 400 lines, because sending, showing and keeping change the same open conversation.)
 
 import { events } from "./api.js";
 import { at, copier, make, say, time } from "./dom.js";

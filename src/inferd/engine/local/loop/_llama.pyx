@@ -18,7 +18,7 @@ A finished job leaves its cells of the KV cache in its slot. ``PrefixCache`` ind
 files, and plans where the next job begins. If a job's prefix is in a file, the job waits for the file. ``Depot`` moves
 states to the files and back while the loop keeps running.
 
-(Over 400 lines, because every method works on the same state of the loop; the rest is in the headers.)
+(This file has over 400 lines, because every method works on the same state of the loop; the rest is in the headers.)
 """
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t

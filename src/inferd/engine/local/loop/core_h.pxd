@@ -1,5 +1,5 @@
 # The Cython declarations of the token loop's C++ parts, which their headers document.
-# (Over 400 lines, because it is one list of declarations.)
+# (This file has over 400 lines, because it is one list of declarations.)
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libcpp cimport bool as cbool

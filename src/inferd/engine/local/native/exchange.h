@@ -20,7 +20,7 @@
 // only to move pointers and append bytes, and never touches Python. A `publish` with new output writes to the wake-up
 // descriptor once.
 //
-// Over 400 lines, because every function here depends on the ownership rules above.
+// This file has over 400 lines, because every function here depends on the ownership rules above.
 #pragma once
 
 #include <sys/types.h>

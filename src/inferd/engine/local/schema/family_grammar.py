@@ -7,7 +7,7 @@ llguidance's Lark syntax. A node of type ``schema`` has a name (``tool-NAME-sche
 ``tool-NAME-arg-PARAMETER-schema``, ``response-format-schema``). The JSON Schema of that name replaces the
 node.
 
-(Over 400 lines, because the rules of all types of nodes refer to each other.)
+(This file has over 400 lines, because the rules of all types of nodes refer to each other.)
 """
 
 from __future__ import annotations

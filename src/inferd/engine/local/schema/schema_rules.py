@@ -345,8 +345,7 @@ def _parts_of_references(root: Any) -> Iterator[str]:
 
 
 def _constraints(names: dict[str, Any]) -> set[str]:
-    """Returns those keywords of ``names``, a schema for property names, that constrain the names. ``type:
-    string`` constrains none."""
+    """Returns the keywords of the schema ``names`` that constrain property names: not ``type: string``."""
     said = set(names) - {"$comment", "default", "description", "examples", "title"}
     return said - {"type"} if names.get("type", "string") == "string" else said
 

@@ -6,7 +6,8 @@
 // requests, and returns the steps to take. The caller moves the cells and reports what it did. The cache also knows the
 // tokens whose states are in files: `plan` asks for a file if it has a longer prefix than every other place.
 //
-// Over 400 lines, because every choice here weighs the same slots, snapshots and files against each other.
+// This file has over 400 lines, because every choice here weighs the same slots, snapshots and files against each
+// other.
 //
 // Requests never share sequences across scopes. Only the engine thread uses the cache, except `bytes` and `tokens`.
 #pragma once
