@@ -1,6 +1,7 @@
 """Models on a GPU: the dry run before a load, and the memory budget there.
 
-Skipped on a machine without a GPU. Mesa's software device is one (CONTRIBUTING.md says how).
+Skipped unless exactly one GPU is visible: over several GPUs, llama.cpp divides a model by their free memory.
+Mesa's software device counts as a GPU (CONTRIBUTING.md says how).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from inferd.engine.local.opening import (
     open_engine,
     open_model,
 )
+from inferd.store.gguf import PROCESS_BYTES, read_card
 from inferd.store.models import ModelStore
 from tests.cases import cases
 from tests.daemon_process import DaemonProcess
@@ -39,7 +41,7 @@ from tests.tiny_model import stock
 Start = Callable[..., DaemonProcess]
 
 GPUS = [*_llama.free_of_gpus()]
-pytestmark = pytest.mark.skipif(not GPUS, reason="this machine has no GPU")
+pytestmark = pytest.mark.skipif(len(GPUS) != 1, reason="not exactly one GPU is visible")
 
 LONG = {"llama.context_length": 16384}
 
@@ -94,14 +96,17 @@ def test_the_dry_run_of_an_embedding_model_is_exact(tmp_path: Path) -> None:
 class Daemon:
     """A daemon with models on demand. ``a`` and ``b`` in its store are the same model of 512 tokens."""
 
-    def __init__(self, start: Start, directory: Path, budget: int, model: Path, **entry: Any) -> None:
+    def __init__(
+        self, start: Start, directory: Path, budget: int, model: Path, ram: int = 0, **entry: Any
+    ) -> None:
         home, file = directory / "models", directory / "config.json"
         entries = [{"kind": "llamacpp", "name": name, "model": {"name": name}, **entry} for name in "ab"]
         for name in "ab":
             # The files differ, since the store keeps equal ones once.
             stock(ModelStore(home), name, model.read_bytes() + name.encode())
         backends = [{"kind": "mock", "name": "main"}, *({**each, "preload": False} for each in entries)]
-        file.write_text(json.dumps({"backends": backends, "limits": {"gpu_memory_budget_bytes": budget}}))
+        limits = {"gpu_memory_budget_bytes": budget, "memory_budget_bytes": ram}
+        file.write_text(json.dumps({"backends": backends, "limits": limits}))
         options = {"backend": "", "config": file, "MODELS_HOME": home, "threads": 1, "active_permits": 1}
         self.process = start(**options).wait_ready()
 
@@ -135,6 +140,16 @@ def test_two_models_stay_on_a_gpu_with_room_for_both(daemon: Start, short_dir: P
     assert held.taken() == {"a": need, "b": need}
     lines = Shell(held.process.dir)("ps").stdout.splitlines()
     assert sum(f", {megabytes(need[GPUS[0]])}" in line for line in lines) == 2
+    held.process.note_resources()
+
+
+def test_the_weights_on_a_gpu_need_no_room_in_ram(daemon: Start, short_dir: Path) -> None:
+    with random_llama().open("rb") as file:
+        by_header = read_card(file.fileno()).memory_bytes(512, 1)
+    need = need_of(random_llama(), 512)
+    assert need.here + PROCESS_BYTES < by_header - 1
+    held = Daemon(daemon, short_dir, 0, random_llama(), ram=by_header - 1, n_ctx=512)
+    assert held.ask("a")["type"] == "done"
     held.process.note_resources()
 
 
