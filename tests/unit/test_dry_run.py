@@ -6,8 +6,10 @@ tests/live/test_gpu.py measures on a GPU.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
+import weakref
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -152,6 +154,18 @@ async def test_a_process_loads_the_context_that_it_is_granted(granted: Need | No
         assert (await finish(await model.generate(ask(max_tokens=2)))).stop_reason == "length"
         assert model.capabilities().n_ctx == n_ctx
         assert len(asking.asked) == 1
+    finally:
+        await model.close()
+
+
+async def test_a_loaded_model_does_not_keep_its_grant() -> None:
+    asking = Asking(None)
+    model, kept = asking.model, weakref.ref(asking)
+    try:
+        await model.start()
+        del asking
+        gc.collect()
+        assert kept() is None
     finally:
         await model.close()
 

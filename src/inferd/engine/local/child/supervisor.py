@@ -128,6 +128,7 @@ class HostedModel(Backend):
         """Starts the process and loads the model. Raises ModelError if that fails, and the errors of the
         registered grant."""
         grant = None if self._grant is None else functools.partial(self._granted, self._grant)
+        self._grant = None  # it may refer to the models that give way, which could then not be freed
         self._loaded = await self._launch(self._progress, grant)
         if self._on_loaded is not None:
             await self._on_loaded(self._loaded)
