@@ -177,7 +177,7 @@ class HostedModel(Backend):
     async def _launch(self, progress: Progress, grant: Choose | None = None) -> m.Loaded:
         with self._loading() as spare:
             if spare is not None:
-                with contextlib.suppress(NeverAnswered):
+                with contextlib.suppress(NeverAnswered):  # the spare had died
                     return await self._launch_in(spare, progress, grant)
             return await self._launch_in(Spawned(), progress, grant)
 
