@@ -10,9 +10,13 @@ MS = 1000  # µs
 
 
 class Machine:
-    """Runs decode steps of one sequence that take ``cost(threads)`` ms."""
+    """Runs steps that take ``cost(threads)`` ms: decode steps of one sequence, or prompt steps of ``prompt``
+    tokens."""
 
-    def __init__(self, threads: int, cost: Callable[[int], float], fixed: bool = False) -> None:
+    def __init__(
+        self, threads: int, cost: Callable[[int], float], fixed: bool = False, prompt: int = 0
+    ) -> None:
+        self.rows, self.prompt = (0, prompt) if prompt else (1, 0)
         self.governor = ThreadGovernor(threads, fixed, 4)
         self.governor.set_single_thread_baseline(50 * MS)
         self.cost = cost
@@ -23,7 +27,7 @@ class Machine:
     def run(self, seconds: float) -> None:
         end = self.now + seconds * 1000 * MS
         while self.now < end:
-            deadline = self.governor.deadline(self.now, 1, 0)
+            deadline = self.governor.deadline(self.now, self.rows, self.prompt)
             elapsed = int(self.cost(self.governor.threads) * MS)
             if deadline and self.now + elapsed > deadline:
                 self.now = deadline
@@ -32,7 +36,7 @@ class Machine:
             else:
                 self.now += elapsed
                 self.steps += 1
-                self.governor.measured(self.now, 1, 0, elapsed)
+                self.governor.measured(self.now, self.rows, self.prompt, elapsed)
 
 
 def quiet(threads: int) -> float:
@@ -88,6 +92,47 @@ def test_the_threads_come_back_when_the_machine_is_quiet_again() -> None:
     machine.cost = quiet
     machine.run(130)
     assert machine.governor.threads == 4
+
+
+def test_prompts_alone_get_the_threads_back_when_the_machine_is_quiet_again() -> None:
+    machine = Machine(4, quiet, prompt=10)
+    machine.run(1)
+    machine.cost = crowded
+    machine.run(5)
+    assert machine.governor.threads == 1
+    machine.cost = quiet
+    machine.run(130)
+    assert machine.governor.threads == 4
+
+
+def test_prompts_alone_lose_little_time_while_the_machine_stays_crowded() -> None:
+    machine = Machine(2, quiet, prompt=10)
+    machine.run(1)
+    machine.cost = crowded
+    machine.run(5)
+    before = machine.steps
+    machine.run(100)
+    assert machine.steps - before > 0.95 * 100_000 / crowded(1)
+
+
+def test_where_answers_are_decoded_only_decode_steps_try_more_threads() -> None:
+    for decoded, threads in ((0, 2), (1, 1)):
+        governor = ThreadGovernor(2, False, 4)
+        governor.stalled(0)
+        for _ in range(decoded):
+            governor.measured(0, 1, 0, 50 * MS)
+        governor.measured(10_000 * MS, 0, 10, 50 * MS)
+        assert governor.threads == threads
+
+
+def test_a_prompt_keeps_one_thread_where_two_are_slower() -> None:
+    machine = Machine(2, quiet, prompt=10)
+    machine.run(1)
+    machine.cost = crowded
+    machine.run(5)
+    machine.cost = lambda threads: 60 if threads > 1 else 50
+    machine.run(130)
+    assert machine.governor.threads == 1
 
 
 def test_fewer_threads_are_kept_where_they_are_faster() -> None:

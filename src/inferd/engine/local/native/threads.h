@@ -6,7 +6,7 @@
 // threads, and keeps the faster number. If a step of several threads takes much longer than usual (`deadline`), the
 // governor cuts it off, and the step is repeated with half as many threads. Until there are measurements, a step may
 // take only as long as one thread alone would need, as measured when the model is loaded. So even the first prompt does
-// not stall on a busy machine.
+// not stall on a busy machine. Without decode steps, as for answers of one token, prompt steps try more threads again.
 //
 // Times are microseconds of a monotonic clock. A step computes either `prompt` tokens of a prompt, or `rows` tokens of
 // answers (a decode step): one for each sequence, and draft tokens. A decode step is compared only with decode steps of
@@ -86,7 +86,12 @@ class ThreadGovernor {
     void measured(int64_t now, int rows, int prompt, int64_t elapsed, int drafted = 0) {
         if (prompt > 0) {
             const double cost = static_cast<double>(elapsed) / (rows + prompt);
+            if (probing_ && probe_rows_ == kPromptProbe) {
+                return end_probe(now, rows == 0 && cost < prompt_pace_ * kGain);
+            }
             prompt_pace_ = prompt_pace_ == 0 ? cost : prompt_pace_ + (cost - prompt_pace_) / 4;
+            const bool due = next_probe_ != 0 && now >= next_probe_ && steps_ == probed_steps_;
+            if (rows == 0 && !probing_ && due && threads_ < max_) start_probe(kPromptProbe);
         } else {
             measured_decode(now, rows, elapsed, drafted > 0);
         }
@@ -99,6 +104,7 @@ class ThreadGovernor {
         // Wait before trying more threads: the program that uses the cores is probably still running.
         backoff_ = std::min(backoff_ * 2, kLongestBackoff);
         next_probe_ = now + backoff_;
+        probed_steps_ = steps_;
     }
 
   private:
@@ -115,6 +121,10 @@ class ThreadGovernor {
     static constexpr int64_t kForgotten = 500;
     // How many steps of a probe are timed. One more step runs before them, which takes longer because it wakes threads.
     static constexpr int kProbeSteps = 3;
+    // The `probe_rows_` of a probe that times one prompt step.
+    static constexpr int kPromptProbe = 0;
+    // Only a gain of 5 % changes the number of threads.
+    static constexpr double kGain = 0.95;
     // The time of the prompt steps between two decode steps.
     static constexpr double kPromptShare = 50'000;
     // The smallest chunk of a prompt between two decode steps, so that every prompt advances.
@@ -140,8 +150,7 @@ class ThreadGovernor {
             // The first step after a change takes longer, because it wakes threads.
             if (++probe_steps_ > 1) probe_sum_ += elapsed;
             if (probe_steps_ <= kProbeSteps) return;
-            // Only a gain of 5 % changes the number of threads.
-            return end_probe(now, probe_sum_ / kProbeSteps < pace_[rows].mean * 0.95);
+            return end_probe(now, probe_sum_ / kProbeSteps < pace_[rows].mean * kGain);
         }
         Pace &pace = pace_[rows];
         const bool known = pace.steps >= kEnough;
@@ -184,6 +193,7 @@ class ThreadGovernor {
             backoff_ = std::min(backoff_ * 2, kLongestBackoff);
         }
         next_probe_ = now + backoff_;
+        probed_steps_ = steps_;
     }
 
     void move_to(int threads) {
@@ -204,7 +214,8 @@ class ThreadGovernor {
     int probe_rows_ = 0;
     int probe_steps_ = 0;
     double probe_sum_ = 0;
-    int64_t steps_ = 0;
+    int64_t steps_ = 0;         // decode steps
+    int64_t probed_steps_ = 0;  // decode steps before the last probe or cut-off
     int slow_ = 0;
     int64_t backoff_ = kFirstBackoff;
     int64_t next_probe_ = 0;
