@@ -17,6 +17,7 @@ import pytest
 from inferd.engine.local.child import messages as m
 from inferd.engine.local.child import process, spawned
 from inferd.engine.local.child.link import HEADER, MAX_BODY_BYTES, Link
+from inferd.engine.backend import Need
 from inferd.engine.requests import GenerateRequest, Media, Message, Tool
 from inferd.errors import ModelError
 from tests.in_process import PATIENCE_SECS, until
@@ -113,6 +114,12 @@ while link.recv(65536): pass
         (m.PROGRESS, m.encode(("mmap", 1))),
         (m.FRAMES, b"{}"),  # of a job that nobody has sent
         (200, b""),  # of no kind
+        (m.LOADED, m.encode({"gpus": {"G0": -1}})),
+        (m.LOADED, m.encode({"gpus": {"": 1}})),  # would count as RAM
+        (m.LOADED, m.encode({"gpus": {f"G{n}": 1 for n in range(1000)}})),
+        (m.NEEDS, m.encode(((Need(1, -1, {}),), {}, {}))),
+        (m.NEEDS, m.encode(((Need(1, 1, {}),) * 1000, {}, {}))),
+        (m.NEEDS, m.encode(((), {"G0": -1}, {}))),
     ],
 )
 async def test_an_engine_that_sends_an_invalid_message_is_killed(

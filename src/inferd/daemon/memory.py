@@ -1,6 +1,7 @@
 """The memory budgets of the models on this machine: for its RAM, and for each of its GPUs.
 
-In a dictionary of bytes by place, the key for RAM is :data:`RAM`, and the key for a GPU is the GPU's name.
+In a dictionary of bytes by place, the key for RAM is :data:`RAM`, and the key for a GPU is the GPU's name,
+which is not empty.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from inferd.errors import ModelTooLarge
 if TYPE_CHECKING:
     from inferd.store.gguf import ModelCard
 
-RAM = "RAM"
+RAM = ""
 
 CONTEXTS = (16384, 8192, 4096, 2048)
 """The context sizes to choose from by default. The largest size that fits in memory is used."""

@@ -12,7 +12,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
+
+from msgspec import Meta
 
 from inferd.engine.events import Done, Embeddings, Event, Ranking
 from inferd.engine.requests import EmbedRequest, GenerateRequest, RankRequest
@@ -54,23 +56,29 @@ class Capabilities(NamedTuple):
     raw: bool = False
 
 
+# Engine processes send these numbers. A negative one would let other models take memory that is not there.
+Size = Annotated[int, Meta(ge=0)]
+ByGpu = Annotated[Mapping[Annotated[str, Meta(min_length=1, max_length=64)], Size], Meta(max_length=64)]
+"""Bytes by the name of a GPU. llama.cpp itself knows at most 16 GPUs."""
+
+
 class Need(NamedTuple):
     """The memory in bytes that a model takes with a context of ``n_ctx`` tokens. ``here`` is the part in RAM,
     and ``gpus`` has the part on each GPU, by the GPU's name. Memory that a GPU shares with the processor
     counts in both places."""
 
-    n_ctx: int
-    here: int
-    gpus: Mapping[str, int] = MappingProxyType({})
+    n_ctx: Size
+    here: Size
+    gpus: ByGpu = MappingProxyType({})
 
 
 class Needs(NamedTuple):
     """``sizes`` has the needs of a model, the largest context first. ``free`` has the free memory of each
     GPU, and ``all`` the whole memory, in bytes. Without a GPU, all three are empty."""
 
-    sizes: tuple[Need, ...] = ()
-    free: Mapping[str, int] = MappingProxyType({})
-    all: Mapping[str, int] = MappingProxyType({})
+    sizes: Annotated[tuple[Need, ...], Meta(max_length=64)] = ()
+    free: ByGpu = MappingProxyType({})
+    all: ByGpu = MappingProxyType({})
 
 
 Grant = Callable[[Needs], Awaitable[Need | None]]

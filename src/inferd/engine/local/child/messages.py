@@ -21,7 +21,7 @@ import msgspec
 from msgspec.structs import replace
 
 from inferd import errors
-from inferd.engine.backend import Capabilities
+from inferd.engine.backend import ByGpu, Capabilities
 from inferd.engine.requests import GenerateRequest, Media, Message
 from inferd.errors import BackendInternal, InferdError
 
@@ -170,7 +170,7 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
     capabilities: Capabilities = Capabilities()
     cage: dict[str, str] = {}
     template: Template | None = None
-    gpus: dict[str, int] = {}
+    gpus: ByGpu = {}
 
 
 class Pulse(msgspec.Struct, frozen=True, kw_only=True):
