@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from inferd.engine.mock import Mock
 from inferd.serve import connection
+from inferd.serve.hangup import HangupWatch
+from inferd.serve.output import FLUSH_BYTES
 from tests.cases import cases
 from tests.in_process import DONE, TOKEN, Gate, ask, serving, until
 
@@ -150,3 +153,13 @@ async def test_a_client_that_never_stops_sending_is_cut_off(
 
         with pytest.raises((BrokenPipeError, ConnectionResetError)):
             await send_for_ever()
+
+
+async def test_what_is_written_to_a_closed_connection_is_dropped() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs, closing(HangupWatch(asyncio.get_running_loop())) as hangups:
+        lost = connection.Connection(100, 0.0, hangups)
+        await lost.open(ours, lambda: None)
+        lost._transport.abort()
+        await lost.closed
+        lost.write(b"x" * FLUSH_BYTES)

@@ -58,7 +58,7 @@ class Output(asyncio.BufferedProtocol):
 
     def _flush(self) -> None:
         unsent, self._unsent = self._unsent, []
-        if unsent:
+        if unsent and not self._transport.is_closing():  # uvloop raises an error for a closed transport
             self._transport.write(unsent[0] if len(unsent) == 1 else b"".join(unsent))
 
     async def writable(self) -> None:
