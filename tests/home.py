@@ -10,6 +10,7 @@ from pathlib import Path
 
 from inferd.config.entries import BackendEntry, LlamaCppEntry
 from inferd.config.settings import Settings
+from inferd.daemon import memory
 from inferd.daemon.directory import Directory
 from inferd.daemon.residency import Residency
 from inferd.engine.backend import EngineState, Grant, Need, Needs
@@ -29,8 +30,9 @@ class Model(Mock):
     """A mock with known memory, whose start waits for its gate. It asks for memory as an engine process does:
     with ``needs`` of a GPU always, without one only if it is told to."""
 
-    def __init__(self, name: str, gate: asyncio.Event, needs: Needs = Needs()) -> None:  # noqa: B008
+    def __init__(self, name: str, gate: asyncio.Event, needs: Needs, estimate: int) -> None:
         super().__init__(name)
+        self._estimate = estimate
         self.model = name
         self.closed = False
         self._gate = gate
@@ -38,6 +40,7 @@ class Model(Mock):
         self._grant: Grant | None = None
         self.contexts: Sequence[int] = ()
         self.granted: Need | None = None
+        self.started = False
 
     def ask_first(self, grant: Grant, contexts: Sequence[int] = (), *, always: bool = False) -> bool:
         self.contexts = contexts
@@ -51,10 +54,13 @@ class Model(Mock):
         await self._gate.wait()
         if self.name == "broken":
             raise ModelError("it cannot be loaded")
+        self.started = True
 
     def engine_state(self) -> EngineState:
-        gpus = {} if self.granted is None else self.granted.gpus
-        return EngineState(pid=1, memory_bytes=MIB, gpu_bytes=gpus)
+        granted = self.granted or Need(0, self._estimate)
+        return EngineState(
+            pid=1, memory_bytes=MIB, estimate_bytes=granted.here, gpu_bytes=granted.gpus, loaded=self.started
+        )
 
     async def close(self) -> None:
         self.closed = True
@@ -94,7 +100,9 @@ class Home:
         assert isinstance(entry, LlamaCppEntry)
         self.entries.append(entry)
         self.progresses.append(progress)
-        self.made.append(Model(entry.name, self.gate, self.needs))
+        card = Directory(self.router, settings).card(entry.name)
+        ((_, estimate),) = memory.context_sizes(card, entry.n_ctx, settings.active_permits)
+        self.made.append(Model(entry.name, self.gate, self.needs, estimate))
         return self.made[-1]
 
     def need(self, name: str) -> int:

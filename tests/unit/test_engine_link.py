@@ -14,10 +14,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from inferd.engine.backend import Need
 from inferd.engine.local.child import messages as m
 from inferd.engine.local.child import process, spawned
 from inferd.engine.local.child.link import HEADER, MAX_BODY_BYTES, Link
-from inferd.engine.backend import Need
 from inferd.engine.requests import GenerateRequest, Media, Message, Tool
 from inferd.errors import ModelError
 from tests.in_process import PATIENCE_SECS, until

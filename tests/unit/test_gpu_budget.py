@@ -16,10 +16,10 @@ from inferd.daemon import memory
 from inferd.daemon.room import Room
 from inferd.engine.backend import EngineState, Grant, Need, Needs
 from inferd.engine.mock import Mock
-from inferd.errors import ModelError, ModelTooLarge
+from inferd.errors import AdmissionClosed, ModelError, ModelTooLarge
 from inferd.serve.queues import Queues
 from tests.home import MIB, Home
-from tests.in_process import until
+from tests.in_process import PATIENCE_SECS, until
 
 
 def needs(*sizes: tuple[int, int], free: int = 10, whole: int = 10, gpu: str = "G0") -> Needs:
@@ -102,6 +102,37 @@ async def test_a_busy_model_on_the_gpu_ends_its_requests_first(tmp_path: Path) -
         assert home.resident() == {"a"}
     await other
     assert home.resident() == {"b"}
+    await home.models.close()
+
+
+async def test_a_model_whose_process_has_died_holds_no_memory(tmp_path: Path) -> None:
+    """What it took is free now, and would otherwise count twice."""
+    home = home_of(tmp_path, 0)
+    home.needs = needs((48, 4), free=10)
+    await home.use("a")
+    home.made[0].started = False
+    home.needs = needs((48, 3), free=6)
+    await home.use("b")
+    assert home.resident() == {"b"}
+    await home.models.close()
+
+
+async def test_a_model_that_was_to_leave_leaves_for_the_next_one(tmp_path: Path) -> None:
+    """Requests wait for its next load, which comes after the next one's."""
+    home = home_of(tmp_path, 3)
+    home.needs = needs((48, 2))
+    async with home.models.hold("a", None):
+        first = asyncio.create_task(home.use("b"))
+        await until(lambda: home.models.residents.by_name["a"].drained is not None)
+        second = asyncio.create_task(home.use("c"))
+        await until(lambda: bool(home.models._one_load._waiters))
+        third = asyncio.create_task(home.use("a"))
+        await until(lambda: "a" in home.models.residents.waiting)
+        home.models._loads["b"].task.cancel()
+    with pytest.raises(AdmissionClosed):
+        await first
+    await asyncio.wait_for(asyncio.gather(second, third), PATIENCE_SECS)
+    assert home.resident() == {"a"}
     await home.models.close()
 
 

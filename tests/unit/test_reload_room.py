@@ -22,7 +22,7 @@ from inferd.serve.queues import Queues
 from inferd.serve.router import Router
 from tests.daemon_process import is_gone
 from tests.home import MIB, Home
-from tests.in_process import until
+from tests.in_process import PATIENCE_SECS, until
 from tests.unit.test_engine_process import ask, finish, hosted, pid_of, restarts_of
 
 
@@ -96,6 +96,15 @@ async def test_a_backend_without_a_model_needs_no_room(home: Home) -> None:
     assert reload.resting() == []
 
 
+async def test_a_reload_waits_for_no_replaced_backend_without_a_model(home: Home) -> None:
+    reload = Reload(home, 3 * MIB)
+    request = asyncio.create_task(asyncio.Event().wait())
+    home.models.residents.retiring[request] = Mock("remote")  # type: ignore[index]
+    await asyncio.wait_for(reload.make(), PATIENCE_SECS)
+    assert reload.resting() == ["a"]
+    request.cancel()
+
+
 async def test_idle_models_on_demand_leave_first(home: Home) -> None:
     await home.use("a")
     await home.use("b")
@@ -149,6 +158,21 @@ async def test_a_model_on_demand_leaves_the_room_to_the_reload(tmp_path: Path) -
     await home.models.close()
 
 
+async def test_a_model_on_demand_takes_no_room_that_a_reload_makes(tmp_path: Path) -> None:
+    need = Home(tmp_path).need("a")
+    home = Home(tmp_path, memory_budget_bytes=need + MIB + MIB // 2)
+    reload = Reload(home, MIB)
+    with await reload.queues.of("c").admit("caller"):
+        making = asyncio.ensure_future(reload.make())
+        await until(lambda: reload.told == ["a", "b", "c"])
+        reload.router.replace(reload.old[2:])  # so that `a` is a model on demand
+        with pytest.raises(ModelTooLarge):
+            await home.use("a")
+    await making
+    reload.room.end()
+    await home.models.close()
+
+
 async def test_a_model_rests_once_its_requests_have_ended_and_queued_ones_wait(home: Home) -> None:
     reload = Reload(home, 3 * MIB)
     queue = reload.queues.of("a")
@@ -192,3 +216,15 @@ async def test_a_cancelled_rest_leaves_no_process_behind() -> None:
         model.wake()
         await until(lambda: is_gone(old))
         assert (await finish(await model.generate(ask(max_tokens=2)))).stop_reason == "length"
+
+
+async def test_a_model_takes_its_memory_until_its_process_has_ended() -> None:
+    async with hosted() as model:
+        model._gpu_bytes = {"G0": MIB}
+        pid = pid_of(model)
+        os.kill(pid, signal.SIGSTOP)
+        resting = asyncio.create_task(model.rest())
+        await until(lambda: model._serving is None)
+        assert (pid_of(model), model.engine_state().gpu_bytes) == (pid, {"G0": MIB})
+        await resting
+        assert (pid_of(model), model.engine_state().gpu_bytes) == (0, {})

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from inferd.config.entries import LlamaCppEntry
 from inferd.config.settings import Settings
-from inferd.engine.backend import Backend, Need, Needs
+from inferd.engine.backend import Backend, EngineState, Need, Needs
 from inferd.errors import ModelTooLarge
 
 if TYPE_CHECKING:
@@ -49,15 +49,20 @@ def budget_bytes(private: int, asked: int = 0) -> int:
 def taken_by(backend: Backend) -> Counter[str]:
     """Returns the bytes that a backend takes in each place. A backend without a model takes none."""
     state = backend.engine_state()
-    return Counter() if state is None else Counter({RAM: state.taken_bytes, **state.gpu_bytes})
+    return Counter() if state is None else taken(state)
+
+
+def taken(state: EngineState) -> Counter[str]:
+    return Counter({RAM: state.taken_bytes, **state.gpu_bytes})
 
 
 def places(need: Need) -> Counter[str]:
     return Counter({RAM: need.here, **need.gpus})
 
 
-def takes(taken: Counter[str], places: Collection[str]) -> bool:
-    """Whether any of the ``taken`` bytes are in one of the ``places``."""
+def takes(backend: Backend, places: Collection[str]) -> bool:
+    """Whether the backend takes memory in one of the ``places``."""
+    taken = taken_by(backend)
     return any(taken[place] for place in places)
 
 
@@ -75,13 +80,13 @@ def budgets(settings: Settings, private: int, gpus: Mapping[str, int]) -> dict[s
 
 
 def gpu_budgets(
-    settings: Settings, needs: Needs, taken: Mapping[str, int], share: float = SHARE
+    settings: Settings, needs: Needs, held: Mapping[str, int], share: float = SHARE
 ) -> dict[str, int]:
     """Returns how many bytes all models together may take on each GPU. The most is the sum of the free bytes
-    and the bytes that loaded models have ``taken``, but not more than the GPU has: not every driver counts
+    and the bytes that are ``held`` by loaded models, but not more than the GPU has: not every driver counts
     the bytes of loaded models as used. The budget is the number in the settings, up to this sum, or else
     ``share`` of this sum."""
-    most = {gpu: min(size + taken.get(gpu, 0), needs.all.get(gpu, size)) for gpu, size in needs.free.items()}
+    most = {gpu: min(size + held.get(gpu, 0), needs.all.get(gpu, size)) for gpu, size in needs.free.items()}
     asked = settings.gpu_memory_budget_bytes
     return {gpu: min(asked, size) if asked else int(share * size) for gpu, size in most.items()}
 

@@ -99,6 +99,7 @@ class Residency:
             await self._wait_for(name, deadline, show)
         resident = self.residents.by_name[name]
         resident.users += 1
+        resident.fresh = False
         releases = resident.releases
         if resident.alarm is not None:
             resident.alarm.cancel()
@@ -182,7 +183,7 @@ class Residency:
             key, entry = self._build_key(name), self._directory.entry(name)
             backend, need = await self._started(name, card, entry)
             slot = self._router.add(backend)
-            resident = Resident(backend, slot, need.here, entry.pin, key)
+            resident = Resident(backend, slot, entry.pin, key)
             self.residents.by_name[name] = resident
             resident.last_used = asyncio.get_running_loop().time()
             self._stays(resident, USUAL)

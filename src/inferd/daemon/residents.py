@@ -32,30 +32,25 @@ class Resident:
     """A model that was loaded on demand. An idle model is unloaded at ``until``, a time of the event loop's
     clock, or earlier if its memory is needed. A ``pinned`` model is unloaded in neither case. A ``leaving``
     model is unloaded when its last request ends. ``releases`` counts the calls to unload the model, and
-    ``users`` the requests that use it. If a new configuration changes ``build_key``, the model is unloaded.
-    While ``drained`` is a future and not ``None``, the model gets no new requests. The future is done when
-    the last running request ends."""
+    ``users`` the requests that use it. A ``fresh`` model has had no request yet. If a new configuration
+    changes ``build_key``, the model is unloaded. While ``drained`` is a future and not ``None``, the model
+    gets no new requests. The future is done when the last running request ends."""
 
     def __init__(
-        self, backend: Backend, slot: BackendSlot, estimate: int, pinned: bool, build_key: tuple[object, ...]
+        self, backend: Backend, slot: BackendSlot, pinned: bool, build_key: tuple[object, ...]
     ) -> None:
         self.build_key = build_key
         self.backend = backend
         self.slot = slot
-        self.estimate = estimate
         self.pinned = pinned
         self.users = 0
+        self.fresh = True
         self.last_used = 0.0
         self.until = 0.0
         self.leaving = False
         self.releases = 0
         self.alarm: asyncio.TimerHandle | None = None
         self.drained: asyncio.Future[None] | None = None
-
-    def taken(self) -> Counter[str]:
-        """Returns the bytes that the model takes in each place: in RAM the estimate, or what its process
-        takes if that is more."""
-        return memory.taken_by(self.backend) | Counter({memory.RAM: self.estimate})
 
 
 class Residents:
@@ -75,26 +70,29 @@ class Residents:
         self._router = router
         self._tell = tell
 
+    def _states(self, without: Backend | None = None) -> list[EngineState]:
+        """Returns the states of all engine processes, except that of the backend ``without``."""
+        residents = (each.backend for each in (*self.by_name.values(), *self._unloading.values()))
+        configured = (member.backend for member in self._router.members)
+        backends = {*residents, *self.starting, *self.retiring.values(), *configured} - {without}
+        return [state for backend in backends if (state := backend.engine_state()) is not None]
+
     def taken(self, without: Backend | None = None) -> tuple[Counter[str], int]:
         """Returns the bytes that all models take in each place, and how many bytes of the models' processes
         are not backed by a file."""
-        residents = [*self.by_name.values(), *self._unloading.values()]
-        configured = [member.backend for member in self._router.members]
-        others = {*self.starting, *self.retiring.values(), *configured} - {without}
         taken: Counter[str] = Counter()
-        for part in (*map(Resident.taken, residents), *map(memory.taken_by, others)):
-            taken.update(part)
-        states = [each.engine_state() or EngineState() for each in others]
-        states += [each.backend.engine_state() or EngineState() for each in residents]
+        states = self._states(without)
+        for state in states:
+            taken.update(memory.taken(state))
         return taken, sum(state.private_bytes for state in states)
 
     def gpu_budgets(self, settings: Settings, needs: Needs, share: float = memory.SHARE) -> dict[str, int]:
         """Returns the budget of each GPU."""
-        taken, _ = self.taken()
-        for backend in self.starting:
-            if not backend.ready():  # may take no memory yet
-                taken.subtract(memory.taken_by(backend))
-        return memory.gpu_budgets(settings, needs, taken, share)
+        held: Counter[str] = Counter()
+        for state in self._states():
+            if state.loaded:
+                held.update(state.gpu_bytes)
+        return memory.gpu_budgets(settings, needs, held, share)
 
     def fitting(self, sizes: Sequence[Need], settings: Settings) -> Need | None:
         """Returns the first size for which RAM has room now."""
@@ -124,16 +122,15 @@ class Residents:
             if lacking := memory.short(sizes[-1], self.staying(used), budgets):
                 raise memory.too_large(name, sizes[-1], used, budgets, lacking[0])
             short = memory.short(sizes[-1], used, budgets)
-            if not (await self.unload_idle(_MAKES_ROOM, short) or await self.wait_for_retiring()):
+            if not (await self.unload_idle(_MAKES_ROOM, short) or await self.wait_for_retiring(short)):
                 await self._drain(short)
 
     def staying(self, used: Counter[str]) -> Counter[str]:
         """Returns the ``used`` bytes without those of models that end or may be unloaded."""
         staying = used.copy()
-        for resident in (*self.by_name.values(), *self._unloading.values()):
-            if not resident.pinned:
-                staying.subtract(resident.taken())
-        for backend in self.retiring.values():
+        residents = (*self.by_name.values(), *self._unloading.values())
+        leaving = [resident.backend for resident in residents if not resident.pinned]
+        for backend in (*leaving, *self.retiring.values()):
             staying.subtract(memory.taken_by(backend))
         return staying
 
@@ -147,19 +144,21 @@ class Residents:
         idle = [
             (resident.last_used, name)
             for name, resident in self.by_name.items()
-            if not resident.users and not resident.pinned and name not in self.waiting
-            if memory.takes(resident.taken(), short)
+            if not resident.users and not resident.pinned
+            if not (resident.fresh and name in self.waiting)  # the waiting requests are about to start
+            if memory.takes(resident.backend, short)
         ]
         if idle:
             await self.unload(min(idle)[1], reason)
         return bool(idle)
 
-    async def wait_for_retiring(self) -> bool:
-        """Waits until a backend that was replaced has ended. Returns whether there was one."""
-        if self.retiring:
-            await asyncio.wait(self.retiring, return_when=asyncio.FIRST_COMPLETED)
-            return True
-        return False
+    async def wait_for_retiring(self, short: Collection[str]) -> bool:
+        """Waits until a replaced backend has ended that takes memory in one of the places ``short``. Returns
+        whether there was one."""
+        ending = [task for task, backend in self.retiring.items() if memory.takes(backend, short)]
+        if ending:
+            await asyncio.wait(ending, return_when=asyncio.FIRST_COMPLETED)
+        return bool(ending)
 
     async def _drain(self, short: Collection[str]) -> None:
         """Waits for the requests of the least recently used busy model that takes memory in one of the places
@@ -167,10 +166,10 @@ class Residents:
         busy = [
             (resident.last_used, other)
             for other, resident in self.by_name.items()
-            if resident.users and not resident.pinned and memory.takes(resident.taken(), short)
+            if resident.users and not resident.pinned and memory.takes(resident.backend, short)
         ]
         if not busy:
-            await asyncio.sleep(0.001)  # just loaded; the waiting requests are about to start
+            await asyncio.sleep(0.001)  # a fresh model; the waiting requests are about to start
             return
         _, victim = min(busy)
         resident = self.by_name[victim]

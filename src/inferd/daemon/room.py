@@ -68,10 +68,10 @@ class Room:
             return await self._free(settings, backend, memory.whole_sizes(needs), beside, alone, awake, show)
 
         short = not first and taken[memory.RAM] and self.models.fitting([size], settings) is None
+        self._started.add(backend)
+        self.models.starting.add(backend)  # no other model may take the room that is made for this one
         if not backend.ask_first(grant, always=bool(short)) and short:
             await self._free(settings, backend, [size], {}, {}, awake, show)
-        self._started.add(backend)
-        self.models.starting.add(backend)
 
     async def _free(
         self,
@@ -94,10 +94,10 @@ class Room:
                 return fitting
             self._check(backend, sizes[-1], self.models.staying(used), alone, awake)
             short = memory.short(sizes[-1], used, budgets)
-            if await self.models.unload_idle(_WHY, short) or await self.models.wait_for_retiring():
+            if await self.models.unload_idle(_WHY, short) or await self.models.wait_for_retiring(short):
                 continue
             self._check(backend, sizes[-1], used, alone, awake)  # busy models stay
-            helpful = [slot for slot in awake if memory.takes(memory.taken_by(slot.backend), short)]
+            helpful = [slot for slot in awake if memory.takes(slot.backend, short)]
             if not helpful:
                 return sizes[-1]
             slot = helpful[0]

@@ -89,7 +89,8 @@ entry sets. Raises an error if there cannot be enough room."""
 class EngineState(NamedTuple):
     """The state of the engine process of a model. ``file_bytes`` is the size of the model's files.
     ``estimate_bytes`` is the memory that the process may need, or 0 between :meth:`Backend.rest` and
-    :meth:`Backend.wake`. ``gpu_bytes`` is the memory that it takes on each GPU, by the GPU's name.
+    :meth:`Backend.wake`. ``gpu_bytes`` is the memory that it may need on each GPU, by the GPU's name. If the
+    process does not hold this memory yet or any more, ``loaded`` is false.
     ``private_bytes`` is the part of ``memory_bytes`` that no file backs. ``restarts``
     is the number of restarts since the daemon started. ``last_end`` is the reason why the last process ended.
 
@@ -113,6 +114,7 @@ class EngineState(NamedTuple):
     estimate_bytes: int = 0
     private_bytes: int = 0
     gpu_bytes: Mapping[str, int] = MappingProxyType({})
+    loaded: bool = True
 
     @property
     def taken_bytes(self) -> int:

@@ -101,6 +101,8 @@ class HostedModel(Backend):
         self._loaded: m.Loaded | None = None
         self._process: EngineProcess | None = None
         self._serving: EngineProcess | None = None
+        self._ending: EngineProcess | None = None
+        """The process that :meth:`rest` ends. It holds its memory until it has ended."""
         self._jobs = JobQueue(load.n_parallel)
         self._suspects = Suspects()
         self._restarting: asyncio.Task[None] | None = None
@@ -154,7 +156,8 @@ class HostedModel(Backend):
         return self._loaded.capabilities
 
     def engine_state(self) -> EngineState:
-        process = self._process
+        process = self._process or self._ending
+        rests = self._resting and process is None
         resident, private = (0, 0) if process is None else process.memory_bytes()
         return EngineState(
             pid=process.pid if process is not None else 0,
@@ -167,9 +170,10 @@ class HostedModel(Backend):
             cage=self._loaded.cage if self._loaded is not None else {},
             cache_disk_bytes=self._store.bytes() if self._store is not None else 0,
             cache_files_removed=self._store.removed() if self._store is not None else 0,
-            estimate_bytes=0 if self._resting else self._estimate_bytes,
+            estimate_bytes=0 if rests else self._estimate_bytes,
             private_bytes=private,
-            gpu_bytes={} if self._resting else self._gpu_bytes,
+            gpu_bytes={} if rests else self._gpu_bytes,
+            loaded=self._serving is not None or self._ending is not None,
         )
 
     # The process.
@@ -286,14 +290,19 @@ class HostedModel(Backend):
             job.fail(Unavailable("the backend is closing"))
         process, self._process, self._serving = self._process, None, None
         if process is not None:
+            self._ending = process
             self._last_reason = "a reload needed its memory"
             # Nothing else refers to the process, so it must end even if the caller is cancelled.
             await asyncio.shield(self._end(process, flush=process.running and not running))
 
     async def _end(self, process: EngineProcess, *, flush: bool) -> None:
-        if flush and self._states is not None:
-            await self._states.flush()
-        await process.close()
+        try:
+            if flush and self._states is not None:
+                await self._states.flush()
+            await process.close()
+        finally:
+            if self._ending is process:
+                self._ending = None
 
     def wake(self) -> None:
         if self._resting:
