@@ -95,7 +95,8 @@ def test_the_engine_is_caged(daemon: Start, config: Path) -> None:
 
 
 def test_no_secret_of_the_daemon_reaches_the_engine(daemon: Start, config: Path) -> None:
-    process = serve(daemon, config, AWS_SECRET_ACCESS_KEY="hidden", HF_TOKEN="hidden", api_key="k" * 40)
+    secrets = ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "NVIDIA_API_KEY", "LLAMA_API_KEY")
+    process = serve(daemon, config, **dict.fromkeys(secrets, "hidden"), api_key="k" * 40)
     # The process is not dumpable, so only root can read its environment.
     if os.geteuid() == 0:
         environment = Path(f"/proc/{engine(process)}/environ").read_text()

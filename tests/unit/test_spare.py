@@ -8,12 +8,20 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
 
 import pytest
 
+from inferd import log
+from inferd.config.entries import MockEntry
+from inferd.config.settings import Settings
+from inferd.config.sources import LoadedConfig
 from inferd.daemon import spare as spare_module
+from inferd.daemon.daemon import Daemon
+from inferd.daemon.places import Places
 from inferd.daemon.spare import Spare
+from inferd.engine.mock import Mock
 from inferd.errors import ModelError
 from tests.daemon_process import is_gone
 from tests.in_process import open_files, until
@@ -187,3 +195,29 @@ async def test_a_spare_that_cannot_be_started_is_tried_again_after_the_next_load
         with spare.loading():
             pass
         await pid_of_spare(spare)
+
+
+async def test_a_reload_that_is_cancelled_while_the_spare_ends_is_applied(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = Settings(backends=(MockEntry(name="mock"),), spare_engine=True)
+    given, then = (
+        LoadedConfig(settings, Path("config.json"))
+        for settings in (old, old.replaced(spare_engine=False, max_connections=7, log_level="debug"))
+    )
+    activity = log.ActivityLog(log.parse_level("info"))
+    with closing(Places(given, early=False)) as places:
+        daemon = Daemon(given, lambda: then, lambda *_: Mock("mock"), activity, places)
+        ends = asyncio.Event()
+
+        async def end_slowly(wanted: bool) -> None:
+            ends.set()
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(daemon._spare, "follow", end_slowly)
+        reload = asyncio.create_task(daemon._reload())
+        await ends.wait()
+        reload.cancel()
+        await asyncio.wait((reload,))
+        assert daemon._server.places.limit == 7
+        assert activity.level == log.parse_level("debug")

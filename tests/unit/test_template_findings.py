@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import re
@@ -22,6 +23,7 @@ from inferd.daemon.residency import Residency
 from inferd.daemon.templates import Findings, Source, analysis_of, findings
 from inferd.engine.local import _llama
 from inferd.engine.local.child import messages as m
+from inferd.engine.local.child import spawned
 from inferd.engine.local.child.load import (
     ANALYSIS_CPU_SECS,
     analyse_template,
@@ -37,7 +39,7 @@ from inferd.progress import Progress, ignored
 from inferd.serve.router import Router
 from inferd.store.models import ModelStore
 from tests.daemon_process import is_gone
-from tests.in_process import until
+from tests.in_process import PATIENCE_SECS, until
 from tests.tiny_llama import write_llama, write_model
 from tests.tiny_model import stock
 
@@ -184,11 +186,14 @@ async def test_a_process_that_hangs_is_ended(
     await thinker.models.close()
 
 
-async def test_a_stop_ends_an_analysis_without_a_finding(thinker: Home, started: Started) -> None:
+async def test_a_stop_ends_an_analysis_without_a_finding(
+    thinker: Home, started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spawned, "END_SECS", math.inf)  # it does not wait for the process to end by itself
     started.signal = signal.SIGSTOP
     await thinker.listing()
     await until(lambda: len(started.priorities) == 1)
-    await thinker.models.close()
+    await asyncio.wait_for(thinker.models.close(), PATIENCE_SECS)
     assert is_gone(started[0].pid)
     assert not findings().all()
     await thinker.listing()  # the admin socket is open until the end

@@ -282,7 +282,6 @@ class Daemon:
             self._backends.use(backends)
             self._settings = settings
             self._models.follow(settings)
-            await self._spare.follow(settings.spare_engine)
             self._activity.level = log.parse_level(settings.log_level)
             self._admin_places.limit = settings.max_connections
             raise_descriptor_limit(settings.max_connections)
@@ -291,6 +290,7 @@ class Daemon:
             self._board.forget_capabilities()
             for frame in self._backends.capabilities_frames():
                 self._board.publish_capabilities(frame)
+            await self._spare.follow(settings.spare_engine)  # last, because a signal may cancel it
             _log.info("reloaded", backends=[backend.name for backend in backends])
         except Exception as error:
             reason = _describe(error) + await self._backends.settle()

@@ -181,6 +181,7 @@ async def analyse(
             _log.warn("template_not_analysed", model=source.name, reason=error)
             template = None
         finally:
+            process.kill("its template was to be analysed, and nothing else")  # it has nothing to save
             await process.close()
     await in_thread(lambda: found.add(key, template))
     return template

@@ -26,8 +26,9 @@ KILL_SECS = 2.0
 
 _KEPT_STDERR_BYTES = 8192
 
-# An engine gets no other variable of the daemon's environment, which contains keys.
+# An engine gets no other variable of the daemon's environment, which contains keys such as NVIDIA_API_KEY.
 _PASSED_ON = re.compile(
+    r"(?!.*(KEY|TOKEN|SECRET|PASSWORD))"
     r"(PYTHON|LD_|DYLD_|GGML_|LLAMA_|CUDA_|NVIDIA_|HIP_|ROCR_|HSA_|VK_|OMP_|MALLOC_|LC_).*|LANG|TZ|INFERD_CPU_VARIANT"
 )
 # The lines of its stderr that may be logged: the place of a crash. Others could quote a request.
@@ -56,6 +57,9 @@ class Spawned:
         self._stderr = bytearray()
         self.sock, theirs = socket.socketpair()
         self._errors, errors = os.pipe2(os.O_CLOEXEC) if hasattr(os, "pipe2") else os.pipe()
+        # The program inherits the mask. A signal that systemd sends to all processes could otherwise end it
+        # before it ignores the signal itself.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
         try:
             self._process = subprocess.Popen(  # noqa: S603 - our own program, with fixed arguments
                 [sys.executable, "-m", PROGRAM],
@@ -71,6 +75,7 @@ class Spawned:
             os.close(self._errors)
             raise ModelError(f"an engine process cannot be started: {error.strerror}") from error
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             theirs.close()
             os.close(errors)
         os.set_blocking(self._errors, False)

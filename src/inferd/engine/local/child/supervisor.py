@@ -256,7 +256,7 @@ class HostedModel(Backend):
                 self._check_files()
                 self._settings = replace(self._settings, worker_absent_secs=WORKER_SECS)
                 self._loaded = await self._launch(ignored)
-            except InferdError as error:
+            except (InferdError, OSError) as error:
                 # Fail the queued requests now: the process may never start.
                 self._broken = str(error)
                 _log.error("engine_restart_failed", engine=self.name, error=str(error))

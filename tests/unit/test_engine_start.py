@@ -1,0 +1,50 @@
+"""The start of an engine process: what it inherits from the daemon, and what happens if it fails."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+from contextlib import nullcontext
+
+import pytest
+
+from inferd.engine.local.child import spawned, supervisor
+from tests.in_process import until
+from tests.unit.test_engine_process import ask, finish, hosted, pid_of, restarts_of
+
+
+async def test_a_signal_to_stop_does_not_end_a_process_that_starts() -> None:
+    program = spawned.Spawned()
+    for number in (signal.SIGINT, signal.SIGTERM):  # its interpreter has not started yet
+        os.kill(program.pid, number)
+    async with hosted(loading=lambda: nullcontext(program)) as model:
+        assert pid_of(model) == program.pid
+
+
+def test_an_engine_gets_no_key_of_an_upstream(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NVIDIA_API_KEY", "LLAMA_API_KEY", "LLAMA_TOKEN", "NVIDIA_VISIBLE_DEVICES", "LC_ALL"):
+        monkeypatch.setenv(name, "value")
+    given = spawned.environment()
+    assert not {"NVIDIA_API_KEY", "LLAMA_API_KEY", "LLAMA_TOKEN"} & given.keys()
+    assert given["NVIDIA_VISIBLE_DEVICES"] == given["LC_ALL"] == "value"
+
+
+async def test_a_restart_that_finds_no_free_descriptor_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real, refusals = socket.socketpair, [OSError(errno.EMFILE, "Too many open files")]
+
+    def socketpair() -> tuple[socket.socket, socket.socket]:
+        if refusals:
+            raise refusals.pop()
+        return real()
+
+    monkeypatch.setattr(supervisor, "BACK_OFF_SECS", (0.0,))
+    async with hosted() as model:
+        monkeypatch.setattr(socket, "socketpair", socketpair)
+        os.kill(pid_of(model), signal.SIGKILL)
+        await until(lambda: restarts_of(model) == 2)
+        await until(model.ready)
+        assert (await finish(await model.generate(ask(max_tokens=2)))).stop_reason == "length"
