@@ -151,6 +151,20 @@ async def test_a_cancel_stops_the_build_and_waits_for_it() -> None:
     assert not exchange.backends._build_keys
 
 
+async def test_a_second_cancel_waits_for_the_build_too() -> None:
+    """Otherwise nobody would close a backend that the build still makes."""
+    ends, cancelled = threading.Event(), threading.Event()
+    building = asyncio.create_task(in_thread(ends.wait, cancelled))
+    await asyncio.sleep(0)
+    for _ in range(2):
+        building.cancel()
+        await asyncio.wait((building,), timeout=0)
+    assert (cancelled.is_set(), building.done()) == (True, False)
+    ends.set()
+    with pytest.raises(asyncio.CancelledError):
+        await building
+
+
 async def test_waiting_for_a_backend_times_out() -> None:
     exchange = Exchange()
     made = await exchange.backends.make(settings("one", "lazy"), show)

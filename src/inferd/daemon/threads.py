@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
 async def in_thread(call: Callable[[], T], cancelled: threading.Event | None = None) -> T:
     """Runs ``call`` in a thread of its own. If the calling task is cancelled, sets ``cancelled``, which asks
-    ``call`` to stop, and waits until ``call`` has ended."""
+    ``call`` to stop, and waits until ``call`` has ended, even if the task is cancelled again."""
     thread = ThreadPoolExecutor(1, thread_name_prefix="inferd-load")
     running = asyncio.get_running_loop().run_in_executor(thread, call)
     thread.shutdown(wait=False)  # the thread ends with the call instead of staying in a pool
@@ -25,12 +26,13 @@ async def in_thread(call: Callable[[], T], cancelled: threading.Event | None = N
     except asyncio.CancelledError:
         if cancelled is not None:
             cancelled.set()
-        await asyncio.wait((running,))
+        with contextlib.suppress(asyncio.CancelledError):
+            await until_done((running,))
         running.exception()  # avoids "exception was never retrieved"
         raise
 
 
-async def until_done(tasks: Collection[asyncio.Task[None]]) -> None:
+async def until_done(tasks: Collection[asyncio.Future[Any]]) -> None:
     """Waits for the tasks. If the calling task is cancelled, the cancellation takes effect after their
     end."""
     cancelled: asyncio.CancelledError | None = None
