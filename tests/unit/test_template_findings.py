@@ -239,9 +239,12 @@ def test_the_file_keeps_the_newest_findings(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_file_that_cannot_be_written_costs_only_the_memory_of_it(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    found = Findings(tmp_path / "file" / "templates.json")
-    found.add("a", None)
-    assert found.all() == {"a": None}
+    (tmp_path / "templates.json").mkdir()
+    for directory in (tmp_path / "file", tmp_path):
+        found = Findings(directory / "templates.json")
+        found.add("a", None)
+        assert found.all() == {"a": None}
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["file", "templates.json"]
 
 
 async def test_a_file_that_changes_is_analysed_anew(tmp_path: Path, home: Path, started: Started) -> None:

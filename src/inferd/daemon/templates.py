@@ -139,9 +139,13 @@ class Findings:
         ensure_private_dir(self._path.parent)
         temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
-            file.write(msgspec.json.encode(_File(version=__version__, templates=self._found)))
-        temporary.replace(self._path)
+        try:
+            with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
+                file.write(msgspec.json.encode(_File(version=__version__, templates=self._found)))
+            temporary.replace(self._path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 class _File(msgspec.Struct, frozen=True, kw_only=True):
