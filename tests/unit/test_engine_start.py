@@ -6,6 +6,8 @@ import errno
 import os
 import signal
 import socket
+import subprocess
+import sys
 from contextlib import nullcontext
 
 import pytest
@@ -48,3 +50,20 @@ async def test_a_restart_that_finds_no_free_descriptor_is_tried_again(
         await until(lambda: restarts_of(model) == 2)
         await until(model.ready)
         assert (await finish(await model.generate(ask(max_tokens=2)))).stop_reason == "length"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such file")
+def test_the_system_would_kill_an_engine_of_any_user_before_the_daemon() -> None:
+    script = """
+import sys
+from inferd import coredump
+from inferd.engine.local.child import cage
+
+def forbid():  # from here on, only root can write the file
+    sys.stdout.write(open("/proc/self/oom_score_adj").read())
+
+coredump.forbid = forbid
+cage.enter("cpu")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "500\n"

@@ -49,12 +49,13 @@ def enter(profile: str, files: Sequence[int] = (), ports: Sequence[int] = ()) ->
     """
     if profile == "off":
         return {"cage": "off"}
+    # If memory runs out, the system kills an engine before the daemon. This file belongs to root afterwards.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500")
     coredump.forbid()
     if not sys.platform.startswith("linux"):
         return {"core_dumps": "refused", "cage": f"{sys.platform} has none"}
     libc = ctypes.CDLL(None, use_errno=True)
-    with contextlib.suppress(OSError):  # if memory runs out, the system kills an engine before the daemon
-        Path("/proc/self/oom_score_adj").write_text("500")
     held = {"core_dumps": "refused"}
     privileges = libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     held["no_new_privs"] = "yes" if privileges == 0 else os.strerror(ctypes.get_errno())
