@@ -141,6 +141,19 @@ async def test_each_model_is_analysed_once_by_one_process_at_a_time(
     await again.models.close()
 
 
+async def test_more_models_than_the_file_keeps_are_analysed_once(
+    tmp_path: Path, home: Path, started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(templates, "MAX_FINDINGS", 1)
+    one, other = (write_llama(tmp_path / str(n), template=text) for n, text in enumerate((THINKS, NO_TOOLS)))
+    there = Home(home, {"a": one, "b": other})
+    for _ in range(2):
+        assert await there.settled() == {"a": (True, True), "b": (False, False)}
+    await there.analysed()
+    assert len(started) == 2
+    await there.models.close()
+
+
 async def test_a_load_makes_an_analysis_needless(thinker: Home, started: Started) -> None:
     async with thinker.models.hold("thinker", None):
         assert await thinker.listing() == {"thinker": (True, True)}

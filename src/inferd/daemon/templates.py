@@ -34,7 +34,7 @@ from inferd.store.runtime import ensure_private_dir
 
 MAX_TEMPLATE_BYTES = 1 << 20
 MAX_FINDINGS = 1000
-"""The file keeps the findings that were added last."""
+"""The file keeps the findings that were added last. A process keeps all that it has read or added."""
 MAX_FILE_BYTES = 1 << 20
 ANALYSIS_SECS = 300.0
 """The time limit for a process that neither computes nor ends. Its processor time has a far lower limit of
@@ -109,21 +109,24 @@ class Findings:
         """Returns all findings by their keys. If the file is damaged or was written by another version,
         returns only the findings of this process."""
         with self._lock:
-            self._found = {**self._read(), **self._found}
+            self._found = self._merged()
             return self._found
 
     def add(self, key: str, template: Template | None) -> None:
         """Adds a finding. If the file cannot be written, only this process remembers the finding."""
         with self._lock:
-            before = {**self._read(), **self._found}
+            before = self._merged()
             if key in before and before[key] == template:
                 return
-            found = {**before, key: template}
-            self._found = dict([*found.items()][-MAX_FINDINGS:])
+            self._found = {**before, key: template}
             try:
                 self._write()
             except (OSError, StoreError) as error:
                 _log.debug("findings_not_written", reason=error)
+
+    def _merged(self) -> dict[str, Template | None]:
+        """Returns the findings of this process and of the file, in the order in which they were added."""
+        return {**self._found, **self._read(), **self._found}
 
     def _read(self) -> dict[str, Template | None]:
         try:
@@ -137,11 +140,12 @@ class Findings:
         """Replaces the file atomically, but not durably: after a power failure, the templates are analysed
         again."""
         ensure_private_dir(self._path.parent)
+        newest = dict([*self._found.items()][-MAX_FINDINGS:])
         temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
-                file.write(msgspec.json.encode(_File(version=__version__, templates=self._found)))
+                file.write(msgspec.json.encode(_File(version=__version__, templates=newest)))
             temporary.replace(self._path)
         except OSError:
             temporary.unlink(missing_ok=True)
