@@ -7,8 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -197,6 +197,14 @@ async def test_a_spare_that_cannot_be_started_is_tried_again_after_the_next_load
         await pid_of_spare(spare)
 
 
+@contextmanager
+def daemon_of(given: LoadedConfig, then: LoadedConfig) -> Iterator[tuple[Daemon, log.ActivityLog]]:
+    """A daemon that has not booted, whose next configuration is ``then``, and its log."""
+    activity = log.ActivityLog(log.parse_level("info"))
+    with closing(Places(given, early=False)) as places:
+        yield Daemon(given, lambda: then, lambda *_: Mock("mock"), activity, places), activity
+
+
 async def test_a_reload_that_is_cancelled_while_the_spare_ends_is_applied(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,9 +213,7 @@ async def test_a_reload_that_is_cancelled_while_the_spare_ends_is_applied(
         LoadedConfig(settings, Path("config.json"))
         for settings in (old, old.replaced(spare_engine=False, max_connections=7, log_level="debug"))
     )
-    activity = log.ActivityLog(log.parse_level("info"))
-    with closing(Places(given, early=False)) as places:
-        daemon = Daemon(given, lambda: then, lambda *_: Mock("mock"), activity, places)
+    with daemon_of(given, then) as (daemon, activity):
         ends = asyncio.Event()
 
         async def end_slowly(wanted: bool) -> None:
@@ -221,3 +227,15 @@ async def test_a_reload_that_is_cancelled_while_the_spare_ends_is_applied(
         await asyncio.wait((reload,))
         assert daemon._server.places.limit == 7
         assert activity.level == log.parse_level("debug")
+
+
+async def test_a_daemon_that_stops_starts_no_spare(home: Path) -> None:
+    given = LoadedConfig(Settings(backends=(MockEntry(name="mock"),), spare_engine=True), Path("config.json"))
+    with daemon_of(given, given) as (daemon, _):
+        with daemon._spare.loading():
+            pass
+        await daemon._drain()
+        await some_turns()
+        program = daemon._spare._program
+        await daemon._spare.close()
+        assert program is None

@@ -367,6 +367,7 @@ class Daemon:
         self._models.stop()
         self._board.publish(admin.DRAINING)
         systemd.notify("STOPPING=1")
+        await self._spare.close()  # its start would take processor time from the last answers
         await self._server.drain(self._settings.drain_timeout_secs)
 
 
