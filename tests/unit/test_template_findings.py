@@ -214,6 +214,15 @@ async def test_a_stop_ends_an_analysis_without_a_finding(
     assert len(started) == 1
 
 
+async def test_the_first_listing_of_a_daemon_that_has_stopped_starts_no_analysis(
+    thinker: Home, started: Started
+) -> None:
+    await thinker.models.close()
+    await thinker.listing()
+    await thinker.analysed()
+    assert not started
+
+
 @pytest.mark.parametrize(
     "damage",
     [

@@ -28,13 +28,13 @@ MAX_NAME_CHARS = 128
 
 class Directory:
     """Looks names up in the router, in ``settings`` and in the store. The daemon may replace ``settings`` at
-    any time."""
+    any time. If the directory is ``closed``, its listings start no analyses, as after :meth:`close`."""
 
-    def __init__(self, router: Router, settings: Settings) -> None:
+    def __init__(self, router: Router, settings: Settings, *, closed: bool = False) -> None:
         self.settings = settings
         self._router = router
         self._cards: dict[str, ModelCard] = {}
-        self._analyses = Analyses(findings())
+        self._analyses = Analyses(findings(), closed=closed)
 
     def resolve(self, name: str) -> str:
         """Returns the name under which a model is loaded and requests are dispatched. ``name`` may be the

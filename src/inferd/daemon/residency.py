@@ -81,7 +81,7 @@ class Residency:
             # The directory imports the store, so it is made only when a request names a model.
             from inferd.daemon.directory import Directory
 
-            self._made = Directory(self._router, self.settings)
+            self._made = Directory(self._router, self.settings, closed=self._closing)
         self._made.settings = self.settings  # a reload replaces the settings
         return self._made
 

@@ -233,11 +233,11 @@ class Analyses:
     """Analyses templates in the background, one at a time, with the lowest priority. All methods run on the
     event loop."""
 
-    def __init__(self, found: Findings) -> None:
+    def __init__(self, found: Findings, *, closed: bool = False) -> None:
         self._found = found
         self._wanted: dict[str, Source] = {}
         self._work: asyncio.Task[None] | None = None
-        self._closed = False
+        self._closed = closed
 
     def want(self, lookup: Lookup) -> None:
         """Begins to analyse the sources for which ``lookup`` found nothing."""
