@@ -17,11 +17,21 @@ _PR_SET_DUMPABLE = 4
 def forbid() -> None:
     """Disables core dumps of this process. Raises OSError if the system refuses."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _set_dumpable(0)
+
+
+def permit_reading() -> None:
+    """Marks the process as dumpable again, so that it can open its own files in ``/proc``, which otherwise
+    belong to root. The core size limit stays zero. Raises OSError if the system refuses."""
+    _set_dumpable(1)
+
+
+def _set_dumpable(dumpable: int) -> None:
     if sys.platform == "linux":
         import ctypes
         import os
 
         libc = ctypes.CDLL(None, use_errno=True)
-        if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        if libc.prctl(_PR_SET_DUMPABLE, dumpable, 0, 0, 0) != 0:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))

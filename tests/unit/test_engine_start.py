@@ -67,3 +67,22 @@ cage.enter("cpu")
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "500\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such flag")
+def test_no_debugger_of_the_user_can_attach_to_a_process_that_waits_for_a_model() -> None:
+    script = """
+import ctypes
+from inferd.engine.local.child import host
+
+def receive(sock):
+    print(ctypes.CDLL(None).prctl(PR_GET_DUMPABLE := 3, 0, 0, 0, 0))
+    raise EOFError
+
+host.receive = receive
+host.serve()
+"""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        done = subprocess.run([sys.executable, "-c", script], stdin=theirs, capture_output=True, text=True)
+    assert done.stdout == "0\n"

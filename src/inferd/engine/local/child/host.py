@@ -26,7 +26,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from inferd import log
+from inferd import coredump, log
 from inferd.engine.backend import Needs, Stream
 from inferd.engine.events import Done, Frames, Text, Thinking, Usage
 from inferd.engine.local import _llama
@@ -291,10 +291,12 @@ def serve() -> None:
     os.dup2(nothing, 0)
     os.close(nothing)
     new_event_loop = _event_loop_factory()
+    coredump.forbid()  # a spare process may wait for long, and no program of the same user may attach to it
     try:
         _, _, body, fds = receive(sock)
     except EOFError:
         return
+    coredump.permit_reading()  # until the sandbox: GPU drivers and the modules below open files in /proc/self
     load = m.decode(m.Load, body)
     preload_modules(load)
     # Enter the cage here: the process has one thread, has read no byte of the model, and no event loop uses
