@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 from inferd.engine.local._llama import ThreadGovernor
 
 MS = 1000  # µs
@@ -74,8 +76,9 @@ def test_a_stalled_step_is_cut_off_and_fewer_threads_are_tried() -> None:
     assert 0 < machine.cut_off < 6
 
 
-def test_looking_up_again_costs_little_while_the_machine_stays_crowded() -> None:
-    machine = Machine(2, quiet)
+@pytest.mark.parametrize("prompt", [0, 10])
+def test_looking_up_again_costs_little_while_the_machine_stays_crowded(prompt: int) -> None:
+    machine = Machine(2, quiet, prompt=prompt)
     machine.run(1)
     machine.cost = crowded
     machine.run(1)
@@ -84,35 +87,15 @@ def test_looking_up_again_costs_little_while_the_machine_stays_crowded() -> None
     assert machine.steps - before > 0.95 * 100_000 / crowded(1)
 
 
-def test_the_threads_come_back_when_the_machine_is_quiet_again() -> None:
-    machine = Machine(4, quiet)
+@pytest.mark.parametrize("prompt", [0, 10])
+def test_the_threads_come_back_when_the_machine_is_quiet_again(prompt: int) -> None:
+    machine = Machine(4, quiet, prompt=prompt)
     machine.run(1)
     machine.cost = crowded
     machine.run(5)
     machine.cost = quiet
     machine.run(130)
     assert machine.governor.threads == 4
-
-
-def test_prompts_alone_get_the_threads_back_when_the_machine_is_quiet_again() -> None:
-    machine = Machine(4, quiet, prompt=10)
-    machine.run(1)
-    machine.cost = crowded
-    machine.run(5)
-    assert machine.governor.threads == 1
-    machine.cost = quiet
-    machine.run(130)
-    assert machine.governor.threads == 4
-
-
-def test_prompts_alone_lose_little_time_while_the_machine_stays_crowded() -> None:
-    machine = Machine(2, quiet, prompt=10)
-    machine.run(1)
-    machine.cost = crowded
-    machine.run(5)
-    before = machine.steps
-    machine.run(100)
-    assert machine.steps - before > 0.95 * 100_000 / crowded(1)
 
 
 def test_where_answers_are_decoded_only_decode_steps_try_more_threads() -> None:
