@@ -82,6 +82,8 @@ class Process:
         home = str(self.home)
         environment = environment_of(command[0])
         environment |= {"HOME": home, "XDG_RUNTIME_DIR": home, "INFERD_LOG_DIR": home}
+        # The spare engine process starts seconds after a load, in the middle of a measurement.
+        environment["INFERD_SPARE_ENGINE"] = "false"
         self.popen = subprocess.Popen(
             [str(part) for part in command],
             env=environment,

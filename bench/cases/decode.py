@@ -124,7 +124,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
         contestants: dict[str, Callable[[], servers.Server]] = {
             "inferd": functools.partial(own, **room),
             blocks: functools.partial(own, **room, name=blocks),
-            **servers.earlier(options, model, **room),
+            **servers.earlier(options, model, **room, drafts="off"),
             own_threads["name"]: functools.partial(own, **own_threads),
             "llama-server": functools.partial(servers.LlamaServer, python, model, **room),
             own_flash["name"]: functools.partial(servers.LlamaServer, python, model, **room, **own_flash),
