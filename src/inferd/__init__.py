@@ -11,7 +11,7 @@ use, so that ``import inferd`` is fast.
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # stands for `typing.TYPE_CHECKING`, because importing typing takes time
+TYPE_CHECKING = False  # replaces `typing.TYPE_CHECKING`, because importing typing takes time
 if TYPE_CHECKING:
     from typing import Any
 

@@ -96,7 +96,7 @@ _HTTP = "HTTP bridge"
 
 
 def _sockets(settings: Settings) -> Iterator[tuple[str, str | None, Path | None]]:
-    """Yields the name, the TCP address and the path of each socket of the daemon. ``None`` stands for an
+    """Yields the name, the TCP address and the path of each socket of the daemon. ``None`` means an
     address or a path that the socket does not have."""
     yield "admin socket", None, settings.admin_addr
     names = {

@@ -96,7 +96,7 @@ class Source:
 
 
 class Findings:
-    """The findings in the file ``path``. ``None`` stands for a failed analysis. Several daemons may share the
+    """The findings in the file ``path``. ``None`` means that the analysis failed. Several daemons may share the
     file. If a daemon overwrites a finding that another daemon has added, the template is analysed again. All
     methods are thread-safe, and block."""
 

@@ -55,7 +55,7 @@ def step(pointer: str, key: object) -> str:
 
 
 def keys_of(target: str) -> list[str]:
-    """Splits a reference into its unescaped keys. The first key stands for the document."""
+    """Splits a reference into its unescaped keys. The first key refers to the document."""
     return [part.replace("~1", "/").replace("~0", "~") for part in unquote(target).split("/")]
 
 

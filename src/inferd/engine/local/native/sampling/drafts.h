@@ -121,7 +121,7 @@ class Drafter {
         return from_ == Source::forced ? forced_chance_ : model_chance_;
     }
 
-    // Ends the draft before a token that ends the answer or stands for media, and limits it to kMost tokens.
+    // Ends the draft before a token that ends the answer or marks media, and limits it to kMost tokens.
     void cut(const llama_vocab *vocab) {
         at_ = 0;
         const auto no_text = [&](llama_token token) { return token < 0 || llama_vocab_is_eog(vocab, token); };
