@@ -319,8 +319,9 @@ def test_the_live_view_and_the_models(bridge: Start, browser: Browser) -> None:
     process.release(100)
     browser.until("return document.querySelector('#request-rows').innerText.includes('No request')")
     browser.click("nav a[data-view=models]")
+    # The page changes the view after the click, and may have listed the models before.
+    browser.until("return document.querySelector('nav a[aria-current=page]').textContent === 'Models'")
     browser.until("return document.querySelector('#model-rows').innerText.includes('mock')")
-    assert browser.js("return document.querySelector('nav a[aria-current=page]').textContent") == "Models"
     for theme in ("light", "dark"):
         browser.click("#theme")
         assert browser.js("return document.documentElement.dataset.theme") == theme

@@ -96,8 +96,8 @@ _HTTP = "HTTP bridge"
 
 
 def _sockets(settings: Settings) -> Iterator[tuple[str, str | None, Path | None]]:
-    """Yields the name, the TCP address and the path of each socket of the daemon. ``None`` means an
-    address or a path that the socket does not have."""
+    """Yields the name, the TCP address and the path of each socket of the daemon. An address or a
+    path that the socket does not have is ``None``."""
     yield "admin socket", None, settings.admin_addr
     names = {
         "v1": "inference socket",

@@ -96,9 +96,9 @@ class Source:
 
 
 class Findings:
-    """The findings in the file ``path``. ``None`` means that the analysis failed. Several daemons may share the
-    file. If a daemon overwrites a finding that another daemon has added, the template is analysed again. All
-    methods are thread-safe, and block."""
+    """The findings in the file ``path``. ``None`` means that the analysis failed. Several daemons may share
+    the file. If a daemon overwrites a finding that another daemon has added, the template is analysed again.
+    All methods are thread-safe, and block."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
