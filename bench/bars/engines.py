@@ -94,6 +94,17 @@ def last(wire: Wire) -> dict[str, object]:
     return list(wire.frames())[-1]
 
 
+def cold_secs(wire: Wire) -> float:
+    """The time to the first token of a request for the model ``cold``."""
+    begun = time.monotonic()
+    ask(wire, 1, model="cold")
+    if wire.frame()["type"] != "token":
+        raise SystemExit("the model `cold` gave no token")
+    took = time.monotonic() - begun
+    last(wire)
+    return took
+
+
 def alone(directory: Path, model: Path, count: int) -> None:
     secs, kib = [], 0
     bare = []
@@ -302,12 +313,7 @@ def cold(directory: Path, model: Path, count: int) -> None:
         process.connect() as wire,
     ):
         for _ in range(count):
-            begun = time.monotonic()
-            ask(wire, 1, model="cold")
-            if wire.frame()["type"] != "token":
-                raise SystemExit("cold: no token")
-            took = time.monotonic() - begun
-            last(wire)
+            took = cold_secs(wire)
             admin.unload("cold")
             until(lambda: not children(process.process.pid))
             ours.append(took - import_secs(sys.executable, "inferd.engine.local.child.host"))

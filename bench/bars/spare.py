@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.bars.engines import ENDLESS, ask, kilobytes, last, say, serving
+from bench.bars.engines import ENDLESS, ask, cold_secs, kilobytes, say, serving
 from inferd.client.admin import AdminClient
 from inferd.store.models import ModelStore
 from tests.daemon_process import DaemonProcess, until
@@ -29,13 +29,7 @@ SETTLED_SECS = 1.0
 
 def after_a_load(process: DaemonProcess) -> float:
     with process.connect() as wire:
-        begun = time.monotonic()
-        ask(wire, 1, model="cold")
-        if wire.frame()["type"] != "token":
-            raise SystemExit("no token")
-        took = time.monotonic() - begun
-        last(wire)
-        return took
+        return cold_secs(wire)
 
 
 def after_a_crash(process: DaemonProcess, admin: AdminClient) -> float:

@@ -10,4 +10,4 @@ socket."""
 
 
 def ignored(phase: str, details: dict[str, object]) -> None:
-    """A :data:`Progress` for a load that nobody watches."""
+    """A :data:`Progress` that does nothing."""

@@ -142,8 +142,7 @@ def _sizes(settings: Settings, entry: LlamaCppEntry, card: ModelCard | None) -> 
     it is unknown."""
     if card is None:
         return [(memory.CONTEXTS[0] if entry.n_ctx is None else entry.n_ctx, 0)]
-    held = memory.part_here(card, len(entry.rpc), entry.n_gpu_layers)
-    return memory.context_sizes(held, entry.n_ctx, settings.active_permits)
+    return memory.entry_sizes(settings, entry, card)
 
 
 def _fitting_context(

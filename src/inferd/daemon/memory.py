@@ -138,6 +138,13 @@ def context_sizes(card: ModelCard, n_ctx: int | None, permits: int) -> Sequence[
     return [(n, card.memory_bytes(n, 1 if card.pooling or card.ranks else max(1, permits))) for n in contexts]
 
 
+def entry_sizes(settings: Settings, entry: LlamaCppEntry, card: ModelCard) -> Sequence[tuple[int, int]]:
+    """Returns :func:`context_sizes` of a config entry. The bytes are those on this host, without the
+    parts that RPC workers hold."""
+    held = part_here(card, len(entry.rpc), entry.n_gpu_layers)
+    return context_sizes(held, entry.n_ctx, settings.active_permits)
+
+
 def part_here(card: ModelCard, workers: int, layers: int = -1) -> ModelCard:
     """Returns the model card of the part of a model that this host holds while ``workers`` RPC workers hold
     the rest. For ``layers``, see :func:`worker_layers`."""

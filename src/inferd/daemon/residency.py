@@ -209,8 +209,7 @@ class Residency:
         from inferd.daemon.directory import with_context
 
         settings, residents = self.settings, self.residents
-        held = memory.part_here(card, len(entry.rpc), entry.n_gpu_layers)
-        sizes = [Need(*size) for size in memory.context_sizes(held, entry.n_ctx, settings.active_permits)]
+        sizes = [Need(*size) for size in memory.entry_sizes(settings, entry, card)]
         may_use_gpu = self._has_gpu is not False and memory.may_use_gpu(settings, entry)
         # Only the engine process knows whether there is a GPU, and what the model takes there instead of RAM.
         later = may_use_gpu and residents.fitting(sizes, settings) is None

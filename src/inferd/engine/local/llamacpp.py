@@ -149,7 +149,7 @@ class LlamaCpp(Backend):
                 for adapter, fd in config.adapters
             ]
             draft_model = open_draft(config, lambda fraction: not cancelled.is_set())
-            n_ctx = context_size(config, model)
+            n_ctx = context_size(config.n_ctx, model)
             progress("kv_cache", {"n_ctx": n_ctx})
             engine = open_engine(config, model, n_ctx, draft_model, projector, adapters)
             give_back(config.fd, *config.parts)

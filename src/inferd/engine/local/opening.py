@@ -103,8 +103,9 @@ def open_draft(
     )
 
 
-def context_size(config: LlamaCppConfig, model: _llama.Model) -> int:
-    return min(config.n_ctx or model.n_ctx_train, model.n_ctx_train)
+def context_size(n_ctx: int, model: _llama.Model) -> int:
+    """Returns ``n_ctx``, but at most the model's training context. 0 means the training context."""
+    return min(n_ctx or model.n_ctx_train, model.n_ctx_train)
 
 
 def open_engine(
@@ -164,8 +165,8 @@ def dry_run(config: LlamaCppConfig, contexts: Sequence[int]) -> list[Need]:
         model = open_model(config, _go_on, dry=True)
         draft = open_draft(config, _go_on, dry=True)
         for n_ctx in contexts:
-            asked = min(n_ctx or model.n_ctx_train, model.n_ctx_train)
-            needs.append(Need(n_ctx, *taken(config, open_engine(config, model, asked, draft))))
+            engine = open_engine(config, model, context_size(n_ctx, model), draft)
+            needs.append(Need(n_ctx, *taken(config, engine)))
     return needs
 
 

@@ -78,7 +78,7 @@ def load_model(
         if found != "cpu":
             sizes = dry_embedder(config, load.embed_pooling) if embeds else dry_run(config, load.contexts)
             free = _llama.free_of_gpus()
-            whole = {name: size for kind, name, _, size in _llama.devices() if kind in ("gpu", "igpu")}
+            whole = _gpus()
         n_ctx = ask(Needs(tuple(sizes), free, whole))
         config = config if embeds else replace(config, n_ctx=n_ctx)
     cancelled = threading.Event()  # never set: the daemon ends the process to stop a load
@@ -111,8 +111,13 @@ def _offloaded_layers(load: Load) -> int:
     return 0 if load.force_backend == "cpu" else load.n_gpu_layers
 
 
+def _gpus() -> dict[str, int]:
+    """Returns the total memory of each GPU, in bytes."""
+    return {name: size for kind, name, _, size in _llama.devices() if kind in ("gpu", "igpu")}
+
+
 def _has_gpu() -> bool:
-    return any(device[0] in ("gpu", "igpu") for device in _llama.devices())
+    return bool(_gpus())
 
 
 _OTHER_BYTES = 1 << 30
