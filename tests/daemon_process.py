@@ -231,7 +231,13 @@ class DaemonProcess:
         self.process.stdin.flush()
 
     def signal(self, number: int) -> None:
+        assert number != signal.SIGKILL, "kill() also waits for the end"
         self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """Returns when the daemon has ended: its sockets close earlier, and a fixture could find it alive."""
+        self.process.kill()
+        self.wait()
 
     def wait(self) -> int:
         """The exit status."""
@@ -249,8 +255,7 @@ class DaemonProcess:
                 code = self.wait()
                 problems += [] if code == 0 else [f"exit status {code} after SIGTERM"]
             except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+                self.kill()
                 problems.append("did not stop on SIGTERM")
         assert self.process.stdin is not None
         self.process.stdin.close()

@@ -212,7 +212,7 @@ def test_a_daemon_crash_is_reported(daemon: Daemon) -> None:
     process = beside(served).start("run", "hi")
     served.release()
     assert read_exactly(process, 4) == b"one "
-    served.signal(signal.SIGKILL)
+    served.kill()
     code, _, err = finish(process)
     assert code == 3
     assert "before the answer was complete" in err

@@ -138,8 +138,7 @@ def test_a_second_daemon_is_refused_before_any_socket(daemon: Start) -> None:
 
 def test_after_a_kill_the_next_daemon_takes_over(daemon: Start) -> None:
     first = daemon().wait_ready()
-    first.process.kill()
-    first.wait()
+    first.kill()
     assert first.uds.exists()
     second = daemon(XDG_RUNTIME_DIR=first.dir, uds=first.uds, admin_addr=first.admin)
     second.admin = first.admin

@@ -107,8 +107,7 @@ def test_no_secret_of_the_daemon_reaches_the_engine(daemon: Start, config: Path)
 def test_no_engine_outlives_a_killed_daemon(daemon: Start, config: Path) -> None:
     process = serve(daemon, config)
     child = engine(process)
-    process.signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
     until(lambda: state_of(child) in ("", "Z"))
 
 

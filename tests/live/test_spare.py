@@ -86,8 +86,7 @@ def test_a_stop_waits_for_the_end_of_the_spare(with_spare: DaemonProcess) -> Non
 
 def test_no_spare_outlives_a_killed_daemon(with_spare: DaemonProcess) -> None:
     ready = spare(with_spare)
-    with_spare.signal(signal.SIGKILL)
-    with_spare.wait()
+    with_spare.kill()
     until(lambda: state_of(ready) in ("", "Z"))
 
 
