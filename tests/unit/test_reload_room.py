@@ -6,7 +6,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +23,7 @@ from inferd.serve.pool import BackendSlot
 from inferd.serve.queues import Queues
 from inferd.serve.router import Router
 from tests.daemon_process import is_gone
-from tests.home import MIB, Home
+from tests.home import MIB, Home, Model
 from tests.in_process import PATIENCE_SECS, until
 from tests.unit.test_engine_process import ask, finish, hosted, pid_of, restarts_of
 
@@ -170,6 +172,31 @@ async def test_a_model_on_demand_takes_no_room_that_a_reload_makes(tmp_path: Pat
             await home.use("a")
     await making
     reload.room.end()
+    await home.models.close()
+
+
+async def test_a_reload_takes_no_room_of_a_model_on_demand_whose_file_is_still_read(tmp_path: Path) -> None:
+    need = Home(tmp_path).need("a")
+    home = Home(tmp_path, memory_budget_bytes=need + 2 * MIB)
+    reload = Reload(home, need + 2 * MIB)
+    reload.router.replace(reload.old[1:])  # so that `a` is a model on demand
+    reads, read = threading.Event(), threading.Event()
+
+    def build(*given: Any) -> Model:
+        reads.set()
+        read.wait(PATIENCE_SECS)
+        return home.build(*given)
+
+    home.models._build = build
+    loading = asyncio.ensure_future(home.use("a"))
+    await until(reads.is_set)
+    await reload.make()
+    resting = reload.resting()
+    read.set()
+    await loading
+    assert resting == ["b"]
+    reload.room.end()
+    assert not home.models.residents.granted
     await home.models.close()
 
 

@@ -234,14 +234,18 @@ class Residency:
 
             made.add(backend)
             residents.starting |= made
+            residents.granted.clear()
             backend.ask_first(grant, [size.n_ctx for size in sizes], always=later)
 
+        if not later:
+            residents.granted += memory.places(need)
         try:
             backend = await started(
                 lambda: self._build(settings, chosen, progress, cancelled), cancelled, ask_first
             )
         finally:
             residents.starting -= made
+            residents.granted.clear()
         if may_use_gpu and self._has_gpu is None:
             self._has_gpu = False
         return backend, need

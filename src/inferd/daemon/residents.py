@@ -58,12 +58,14 @@ class Residents:
 
     ``waiting`` counts, for each model, the requests that wait until the model is loaded. The memory of the
     ``starting`` and of the ``retiring`` backends counts as taken, too. A ``starting`` backend is being
-    loaded, or the router does not have it yet. A ``retiring`` backend is being closed by a task.
+    loaded, or the router does not have it yet. A ``retiring`` backend is being closed by a task. Memory that
+    was ``granted`` to a load counts as taken until the load's backend exists and reports its need itself.
     """
 
     def __init__(self, router: Router, tell: Tell) -> None:
         self.by_name: dict[str, Resident] = {}
         self.waiting: dict[str, int] = {}
+        self.granted: Counter[str] = Counter()
         self.starting: set[Backend] = set()
         self.retiring: dict[asyncio.Task[None], Backend] = {}
         self._unloading: dict[asyncio.Task[None], Resident] = {}
@@ -80,7 +82,7 @@ class Residents:
     def taken(self, without: Backend | None = None) -> tuple[Counter[str], int]:
         """Returns the bytes that all models take in each place, and how many bytes of the models' processes
         are not backed by a file."""
-        taken: Counter[str] = Counter()
+        taken = self.granted.copy()
         states = self._states(without)
         for state in states:
             taken.update(memory.taken(state))
