@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from inferd import log
 from inferd.config.settings import Settings
@@ -25,6 +26,15 @@ from inferd.serve.router import BackendSlot, Router
 _WHY = "the configuration needs its memory"
 
 _log = log.get("backends")
+
+
+class _Load(NamedTuple):
+    """The load of ``backend``. The models ``awake`` may be put to rest for it."""
+
+    settings: Settings
+    backend: Backend
+    awake: list[BackendSlot]
+    show: Callable[[str, Mapping[str, object]], None]
 
 
 class Room:
@@ -58,69 +68,56 @@ class Room:
         taken = memory.taken_by(backend)
         size = Need(0, taken[memory.RAM])
         awake = [] if first else [slot for slot in leaving if memory.taken_by(slot.backend)[memory.RAM]]
+        load = _Load(settings, backend, awake, show)
 
         async def grant(needs: Needs) -> Need | None:
             if not needs.sizes:
-                await self._free(settings, backend, [size], {}, {}, awake, show)
+                await self._free(load, [size], {}, {})
                 return None
             beside = self.models.gpu_budgets(settings, needs)
             alone = self.models.gpu_budgets(settings, needs, share=1)
-            return await self._free(settings, backend, memory.whole_sizes(needs), beside, alone, awake, show)
+            return await self._free(load, memory.whole_sizes(needs), beside, alone)
 
         short = not first and taken[memory.RAM] and self.models.fitting([size], settings) is None
         self._started.add(backend)
         self.models.starting.add(backend)  # no other model may take the room that is made for this one
         if not backend.ask_first(grant, always=bool(short)) and short:
-            await self._free(settings, backend, [size], {}, {}, awake, show)
+            await self._free(load, [size], {}, {})
 
     async def _free(
-        self,
-        settings: Settings,
-        backend: Backend,
-        sizes: Sequence[Need],
-        beside: Mapping[str, int],
-        alone: Mapping[str, int],
-        awake: list[BackendSlot],
-        show: Callable[[str, Mapping[str, object]], None],
+        self, load: _Load, sizes: Sequence[Need], beside: Mapping[str, int], alone: Mapping[str, int]
     ) -> Need:
         """Makes room, and returns the size to load. ``beside`` and ``alone`` are budgets of the GPUs. Models
         are put to rest until the backend fits into ``beside``. If no model is left to put to rest, the
         backend needs to fit only into ``alone``."""
         while True:
-            used, private = self.models.taken(backend)
-            budgets = memory.budgets(settings, private, beside)
+            used, private = self.models.taken(load.backend)
+            budgets = memory.budgets(load.settings, private, beside)
             fitting = memory.fitting(sizes, used, budgets)
             if fitting is not None:
                 return fitting
-            self._check(backend, sizes[-1], self.models.staying(used), alone, awake)
+            self._check(load, sizes[-1], self.models.staying(used), alone)
             short = memory.short(sizes[-1], used, budgets)
             if await self.models.unload_idle(_WHY, short) or await self.models.wait_for_retiring(short):
                 continue
-            self._check(backend, sizes[-1], used, alone, awake)  # busy models stay
-            helpful = [slot for slot in awake if memory.takes(slot.backend, short)]
+            self._check(load, sizes[-1], used, alone)  # busy models stay
+            helpful = [slot for slot in load.awake if memory.takes(slot.backend, short)]
             if not helpful:
                 return sizes[-1]
             slot = helpful[0]
-            awake.remove(slot)
+            load.awake.remove(slot)
             about = {"unloading": slot.backend.name, "running": slot.running}
-            _log.info("making_room", loading=backend.name, **about)
-            show("making_room", about)
+            _log.info("making_room", loading=load.backend.name, **about)
+            load.show("making_room", about)
             await self._put_to_rest(slot)
 
-    def _check(
-        self,
-        backend: Backend,
-        size: Need,
-        used: Counter[str],
-        alone: Mapping[str, int],
-        awake: Sequence[BackendSlot],
-    ) -> None:
+    def _check(self, load: _Load, size: Need, used: Counter[str], alone: Mapping[str, int]) -> None:
         """Raises ModelError if a GPU has no room for the backend even without the models ``awake``."""
         left = used.copy()
-        for slot in awake:
+        for slot in load.awake:
             left.subtract(memory.taken_by(slot.backend))
         if lacking := memory.short(size, left, alone):
-            raise ModelError(str(memory.too_large(backend.name, size, left, alone, lacking[0])))
+            raise ModelError(str(memory.too_large(load.backend.name, size, left, alone, lacking[0])))
 
     async def _put_to_rest(self, slot: BackendSlot) -> None:
         queue = self._queues.of(self._router.queue_of(slot))
