@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 
 from inferd.engine.local.child import spawned, supervisor
-from tests.in_process import until
+from inferd.engine.local.child.messages import Load
+from inferd.engine.local.child.process import EngineProcess, Patience
+from inferd.errors import ModelError
+from inferd.progress import ignored
+from tests.in_process import open_files, until
 from tests.unit.test_engine_process import ask, finish, hosted, pid_of, restarts_of
 
 
@@ -50,6 +57,76 @@ async def test_a_restart_that_finds_no_free_descriptor_is_tried_again(
         await until(lambda: restarts_of(model) == 2)
         await until(model.ready)
         assert (await finish(await model.generate(ask(max_tokens=2)))).stop_reason == "length"
+
+
+NO_DESCRIPTOR = OSError(errno.EMFILE, "Too many open files")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")
+@pytest.mark.parametrize(
+    ("owner", "name", "refusal"),
+    [
+        (socket, "socketpair", NO_DESCRIPTOR),
+        (os, "pipe", NO_DESCRIPTOR),
+        (subprocess, "Popen", BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")),
+        (threading.Thread, "start", RuntimeError("can't start new thread")),
+    ],
+)
+async def test_a_start_that_fails_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch, owner: object, name: str, refusal: Exception
+) -> None:
+    loop, watched, programs = asyncio.get_running_loop(), [], []
+    add_reader, popen = loop.add_reader, subprocess.Popen
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+    def watch(fd: int, *call: Any) -> None:
+        watched.append(fd)
+        add_reader(fd, *call)
+
+    def start(*given: Any, **options: Any) -> Any:
+        programs.append(popen(*given, **options))
+        return programs[-1]
+
+    def refuse(*given: object, **options: object) -> None:
+        raise refusal
+
+    before = open_files()
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "add_reader", watch)
+        patch.setattr(subprocess, "Popen", start)
+        patch.setattr(owner, name, refuse)
+        said = getattr(refusal, "strerror", None) or str(refusal)
+        with pytest.raises(ModelError, match=f"^an engine process cannot be started: {said}$"):
+            spawned.Spawned()
+    assert len(programs) == len(watched) == (name == "start")
+    assert [program.returncode for program in programs] == [-signal.SIGKILL] * len(programs)
+    assert not any(loop.remove_reader(fd) for fd in watched)
+    assert open_files() == before
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")
+async def test_a_load_that_finds_no_free_descriptor_leaves_none_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, made = os.dup, []
+
+    def dup(fd: int) -> int:
+        if made:
+            raise NO_DESCRIPTOR
+        made.append(real(fd))
+        return made[-1]
+
+    process = EngineProcess("n", lambda reason: None, Patience())
+    load = Load(name="n", model="n", path=os.devnull, n_parallel=1, parts=2)
+    before = open_files()
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "dup", dup)
+            with pytest.raises(ModelError, match="cannot be passed on: Too many open files"):
+                await process.load(load, [0, 0], ignored)
+        assert made
+        assert open_files() == before
+    finally:
+        await process.close()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such file")

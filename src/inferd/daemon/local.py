@@ -19,7 +19,7 @@ from inferd.daemon.state_files import look_of, state_files
 from inferd.daemon.templates import findings, key_of, read_template
 from inferd.daemon.threads import in_thread
 from inferd.engine.backend import Backend
-from inferd.engine.local.child.messages import Adapter, Load, Loaded
+from inferd.engine.local.child.messages import Adapter, Load, Loaded, duplicates
 from inferd.engine.local.child.spawned import Spawned
 from inferd.engine.local.child.supervisor import HostedModel
 from inferd.engine.local.rpc.workers import is_protected, parts_of
@@ -100,7 +100,7 @@ def load(
         )
         states = state_files(settings, entry.name, model)
         key = key_of(ModelStore(settings.models_home), model.fd, model.sha256, template)
-        kept = [os.dup(fd) for fd in fds]
+        kept = duplicates(fds)
     return HostedModel(
         wanted,
         kept,

@@ -88,7 +88,7 @@ class Spare:
         self._alarm = None
         try:
             self._program = Spawned()
-        except (ModelError, OSError) as error:
+        except ModelError as error:
             _log.warn("spare_failed", error=str(error))
             return
         self._program.ended.add_done_callback(self._ended)

@@ -287,6 +287,18 @@ def pack(value: object, buffers: Sequence[bytes | memoryview] = ()) -> tuple[byt
     return b"", [fd]
 
 
+def duplicates(fds: Iterable[int]) -> list[int]:
+    """Returns duplicates of the descriptors of a model's files. Raises ModelError if not all can be made."""
+    made: list[int] = []
+    try:
+        for fd in fds:
+            made.append(os.dup(fd))
+    except OSError as error:
+        close_all(made)
+        raise errors.ModelError(f"the model's files cannot be passed on: {error.strerror}") from error
+    return made
+
+
 def close_all(fds: Iterable[int]) -> None:
     for fd in fds:
         with contextlib.suppress(OSError):

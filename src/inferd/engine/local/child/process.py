@@ -138,7 +138,7 @@ class EngineProcess:
         model needs, and returns the context to load. Raises ModelError if loading fails or the process ends,
         and the errors of ``grant``."""
         self._progress = progress
-        self._link.send(m.LOAD, 0, m.encode(load), [os.dup(fd) for fd in fds])
+        self._link.send(m.LOAD, 0, m.encode(load), m.duplicates(fds))
         self._beat_soon()
         if grant is not None:
             await asyncio.wait((self._load, self._needs), return_when=asyncio.FIRST_COMPLETED)

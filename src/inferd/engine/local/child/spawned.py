@@ -55,12 +55,27 @@ class Spawned:
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[int] = self._loop.create_future()
         self._stderr = bytearray()
-        self.sock, theirs = socket.socketpair()
-        self._errors, errors = os.pipe2(os.O_CLOEXEC) if hasattr(os, "pipe2") else os.pipe()
-        # The program inherits the mask. A signal that systemd sends to all processes could otherwise end it
-        # before it ignores the signal itself.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-        try:
+        with contextlib.ExitStack() as undo:
+            try:
+                self._start(undo)
+            except (OSError, RuntimeError) as error:  # the latter from a thread that cannot be started
+                why = getattr(error, "strerror", None) or error
+                raise ModelError(f"an engine process cannot be started: {why}") from error
+            undo.pop_all()
+
+    def _start(self, undo: contextlib.ExitStack) -> None:
+        """Starts the program. ``undo`` ends it and closes what was opened for it."""
+        with contextlib.ExitStack() as after:
+            self.sock, theirs = socket.socketpair()
+            undo.enter_context(self.sock)
+            after.enter_context(theirs)
+            self._errors, errors = os.pipe()
+            undo.callback(os.close, self._errors)
+            after.callback(os.close, errors)
+            # The program inherits the mask. A signal that systemd sends to all processes could otherwise end
+            # it before it ignores the signal itself.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+            after.callback(signal.pthread_sigmask, signal.SIG_SETMASK, mask)
             self._process = subprocess.Popen(  # noqa: S603 - our own program, with fixed arguments
                 [sys.executable, "-m", PROGRAM],
                 stdin=theirs.fileno(),
@@ -70,16 +85,11 @@ class Spawned:
                 env=environment(),
                 start_new_session=True,  # a terminal's Ctrl-C is for the daemon
             )
-        except OSError as error:
-            self.sock.close()
-            os.close(self._errors)
-            raise ModelError(f"an engine process cannot be started: {error.strerror}") from error
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            theirs.close()
-            os.close(errors)
+            undo.callback(self._process.wait)
+            undo.callback(self._process.kill)
         os.set_blocking(self._errors, False)
         self._loop.add_reader(self._errors, self._read_errors)
+        undo.callback(self._loop.remove_reader, self._errors)
         threading.Thread(target=self._reap, name="inferd-reap", daemon=True).start()
 
     @property
