@@ -166,8 +166,9 @@ async def test_a_load_makes_an_analysis_needless(thinker: Home, started: Started
 async def test_a_model_that_ends_its_process_keeps_the_guess_and_is_not_tried_again(
     thinker: Home, started: Started, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started.signal = signal.SIGKILL
+    started.signal = signal.SIGSEGV
     assert await thinker.settled() == {"thinker": (True, False)}
+    templates._findings.cache_clear()  # as in a new process
     assert await Home(thinker.store.home.parent, {}).settled() == {"thinker": (True, False)}
     assert [is_gone(each.pid) for each in started] == [True]
     started.signal = 0
@@ -178,6 +179,21 @@ async def test_a_model_that_ends_its_process_keeps_the_guess_and_is_not_tried_ag
     assert len(started) == 2
     for each in (thinker, other):
         await each.models.close()
+
+
+async def test_a_killed_analysis_is_tried_again_by_the_next_daemon(thinker: Home, started: Started) -> None:
+    started.signal = signal.SIGKILL
+    for _ in range(2):
+        assert await thinker.settled() == {"thinker": (True, False)}
+    assert len(started) == 1
+    findings().add("another", None)  # which writes the file
+    await thinker.models.close()
+    started.signal = 0
+    templates._findings.cache_clear()  # as in a new process
+    assert findings().all() == {"another": None}
+    again = Home(thinker.store.home.parent, {})
+    assert await again.settled() == {"thinker": (True, True)}
+    await again.models.close()
 
 
 async def test_a_load_replaces_a_failure(thinker: Home, started: Started) -> None:

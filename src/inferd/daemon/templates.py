@@ -4,7 +4,8 @@ llama.cpp finds this by running the template, which is untrusted, so an engine p
 Every load of a model does it. For a model that was not loaded yet, :func:`analyse` starts an engine process
 that does nothing else. The findings are kept in a file. A finding is valid only for the same content of the
 model file, the same template in the configuration, and the same version of inferd. A model whose analysis
-failed is not analysed again. But when the model is loaded, the finding of the load replaces the failure.
+failed is not analysed again. If the process was killed, only a later daemon analyses the model again. When
+the model is loaded, the finding of the load replaces the failure.
 """
 
 from __future__ import annotations
@@ -104,17 +105,23 @@ class Findings:
         self._path = path
         self._lock = threading.Lock()
         self._found: dict[str, Template | None] = {}
+        self._passing: dict[str, Template | None] = {}
+        """Failures that the templates did not cause. They are not written to the file."""
 
     def all(self) -> Mapping[str, Template | None]:
         """Returns all findings by their keys. If the file is damaged or was written by another version,
         returns only the findings of this process."""
         with self._lock:
             self._found = self._merged()
-            return self._found
+            return {**self._passing, **self._found}
 
-    def add(self, key: str, template: Template | None) -> None:
-        """Adds a finding. If the file cannot be written, only this process remembers the finding."""
+    def add(self, key: str, template: Template | None, *, lasting: bool = True) -> None:
+        """Adds a finding. If it is not ``lasting``, or if the file cannot be written, only this process
+        remembers the finding."""
         with self._lock:
+            if not lasting:
+                self._passing[key] = template
+                return
             before = self._merged()
             if key in before and before[key] == template:
                 return
@@ -191,7 +198,8 @@ async def analyse(
         finally:
             process.kill("its template was to be analysed, and nothing else")  # it has nothing to save
             await process.close()
-    await in_thread(lambda: found.add(key, template))
+    lasting = template is not None or process.failed_itself
+    await in_thread(lambda: found.add(key, template, lasting=lasting))
     return template
 
 

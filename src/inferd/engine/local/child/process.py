@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +84,9 @@ class EngineProcess:
     ) -> None:
         self.name = name
         self.loaded: m.Loaded | None = None
+        self.failed_itself = False
+        """Whether the load failed because the process reported an error or crashed. A process that was killed
+        has not crashed."""
         self.on_state: Callable[[int, int, bytes, list[int]], None] | None = None
         """Called with the messages about the files of cache states."""
         self.slow_secs = 0.0
@@ -213,6 +217,7 @@ class EngineProcess:
             if not self._load.done():
                 self._load.set_result(loaded)
         elif kind == m.LOAD_FAILED:
+            self.failed_itself = True
             self._fail_load(m.error(m.decode(m.Failure, body)))
         else:
             raise ValueError(kind)
@@ -292,7 +297,9 @@ class EngineProcess:
         self._link.close()
         if self._beat is not None:
             self._beat.cancel()
-        reason = self._reason or ending(ended.result())
+        code = ended.result()
+        reason = self._reason or ending(code)
+        self.failed_itself |= not self._reason and code < 0 and code != -signal.SIGKILL
         kind = ModelError if self._answered else NeverAnswered
         self._fail_load(kind(f"the engine process ended while it loaded the model: {reason}"))
         for receiver in list(self._jobs.values()):
