@@ -97,6 +97,17 @@ async def test_a_spare_that_has_just_died_does_no_harm() -> None:
             assert (await finish(await model.generate(ask(max_tokens=2)))).stop_reason == "length"
 
 
+async def test_a_spare_that_was_stopped_is_used() -> None:
+    async with keeping() as spare, hosted(loading=spare.loading):
+        ready = await pid_of_spare(spare)
+        os.kill(ready, signal.SIGSTOP)
+        state = Path(f"/proc/{ready}/stat")
+        await until(lambda: state.read_text().rpartition(")")[2].split()[0] == "T")
+        async with hosted(loading=spare.loading) as model:
+            assert pid_of(model) == ready
+            assert (await finish(await model.generate(ask(max_tokens=2)))).stop_reason == "length"
+
+
 async def test_a_load_that_crashes_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that has answered is not taken for a dead spare."""
     async with keeping() as spare, hosted(loading=spare.loading):

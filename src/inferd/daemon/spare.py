@@ -43,7 +43,10 @@ class Spare:
         self._loads += 1
         self._stop_waiting()
         try:
-            yield self._take()
+            program = self._take()
+            if program is not None:
+                program.resume()
+            yield program
             self._has_loaded = True
         finally:
             self._loads -= 1

@@ -105,6 +105,10 @@ class Spawned:
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
 
+    def resume(self) -> None:
+        """Lets the program run on if it was stopped (SIGSTOP)."""
+        self._process.send_signal(signal.SIGCONT)
+
     async def end(self) -> bool:
         """Waits until the program ends by itself. Kills it after ``END_SECS``, or if the caller is cancelled.
         Then waits at most ``KILL_SECS``, and returns whether the program has ended."""
