@@ -205,6 +205,9 @@ def test_each_api_reports_logprobs_in_its_own_form() -> None:
         (chat.read, {"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         (chat.read, {"top_logprobs": 1}, "top_logprobs"),
         (chat.read, {"logprobs": True, "reasoning_effort": "low"}, "logprobs"),
+        (chat.read, {"grammar": 1}, "grammar"),
+        (chat.read, {"json_schema": []}, "json_schema"),
+        (completions.read, {"prompt": "hi", "json_schema": "{}"}, "json_schema"),
         (completions.read, {"prompt": "hi", "logprobs": 21}, "logprobs"),
         (completions.read, {"prompt": "hi", "logprobs": 1, "echo": True}, "echo"),
         (responses.read, {"input": "hi", "top_logprobs": 21}, "top_logprobs"),
@@ -232,6 +235,16 @@ def test_logprobs_are_allowed_with_tools() -> None:
     function = {"type": "function", "name": "f"}
     named = {"model": "m", "input": "hi", "include": ["message.output_text.logprobs"], "tools": [function]}
     assert responses.read(named).generation.options["logprobs"] == 0
+
+
+def test_the_form_of_an_answer_as_clients_of_llama_server_ask_for_it() -> None:
+    schema = {"type": "object", "required": ["a"]}
+    form = {"response_format": {"type": "json_object", "schema": schema}}
+    asked = chat.read({"model": "m", "messages": HI, **form}).generation
+    assert asked.options["response_format"] == {"type": "json_schema", "schema": schema}
+    for read, prompt in ((chat.read, {"messages": HI}), (completions.read, {"prompt": "hi"})):
+        for field in ({"grammar": 'root ::= "a"'}, {"json_schema": schema}):
+            assert field.items() <= read({"model": "m", **prompt, **field}).generation.options.items()
 
 
 def test_prompts_without_a_template() -> None:

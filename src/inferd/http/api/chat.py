@@ -40,6 +40,7 @@ def read(body: Any) -> Chat:
         generation.options["thinking"] = thinking
     _read_tools(fields, generation)
     add_format(generation.options, fields.object("response_format"))
+    options.add_form(generation.options, fields)
     _refuse(fields)
     if fields.flag("logprobs"):
         options.want_logprobs(generation, fields, "logprobs", options.top_logprobs(fields))
@@ -169,15 +170,16 @@ def _function(fields: Fields) -> Fields:
 def add_format(options: dict[str, Any], fields: Fields | None) -> None:
     """Adds the ``response_format`` of v2, unless the format is plain text.
 
-    With ``strict: false``, the schema may have keywords that can be checked only in the finished answer.
+    A ``json_object`` may have a ``schema``, as in llama-server's API. With ``strict: false``, the schema may
+    have keywords that can be checked only in the finished answer.
     """
     kind = None if fields is None else fields.required_text("type")
     if fields is None or kind == "text":
         return
-    if kind == "json_object":
+    if kind == "json_object" and "schema" not in fields:
         options["response_format"] = {"type": "json_object"}
         return
-    if kind != "json_schema":
+    if kind not in ("json_object", "json_schema"):
         raise fields.bad("type", "must be text, json_object or json_schema")
     inner = fields.object("json_schema") or fields
     schema = inner.raw("schema")

@@ -40,6 +40,7 @@ def read(body: Any) -> Completion:
         stream=bool(fields.flag("stream")),
     )
     options.add_stops(generation.options, options.stops(fields, "stop"))
+    options.add_form(generation.options, fields)
     if suffix := fields.text("suffix"):
         generation.options["suffix"] = suffix
     if (count := fields.count("logprobs")) is not None:

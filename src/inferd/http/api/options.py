@@ -49,6 +49,17 @@ def add_stops(options: dict[str, Any], found: list[str]) -> None:
         options["stop"] = found
 
 
+def add_form(options: dict[str, Any], fields: Fields) -> None:
+    """Adds ``grammar`` and ``json_schema``, the fields of llama-server's API that give the form of the
+    answer."""
+    if grammar := fields.text("grammar"):
+        options["grammar"] = grammar
+    if (schema := fields.raw("json_schema")) is not None:
+        if not isinstance(schema, dict):
+            raise fields.bad("json_schema", "must be a JSON Schema object")
+        options["json_schema"] = schema
+
+
 def session(options: dict[str, Any], name: str | None) -> None:
     """Sets the session name, by which the daemon finds the cached prefix of a conversation."""
     if name:
