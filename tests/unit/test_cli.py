@@ -79,6 +79,7 @@ def test_ctrl_c_ends_a_command_with_130(error: BaseException) -> None:
         (["run", "--max-tokens", "many", "hi"], "--max-tokens"),
         (["serve", "--n-ctx", "-5"], "it must be a whole number from"),
         (["serve", "--n-ctx"], "--n-ctx"),
+        (["http", "127.0.0.1:80x"], "it must be a literal IP:port"),
         (["serve", "--tcp", "127.0.0.1:1", "--uds", "/s"], "--tcp and --uds exclude each other"),
         (["pull"], "see `inferd pull --help`"),
         (["run", "--grammar", "g", "--json-schema", "s", "hi"], "exclude each other"),

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from inferd.cli.kind_type import KindType
 from inferd.cli.say import say
 from inferd.cli.serve import flags_of
 from inferd.collecting import collect_as_usual
@@ -42,6 +43,9 @@ def _http(address: str | None, **flags: Any) -> int:
 http_command = click.Command(
     "http",
     callback=_http,
-    params=[click.Argument(["address"], required=False, metavar="[ADDRESS]"), *flags_of(_NAMES | _ALSO)],
+    params=[
+        click.Argument(["address"], type=KindType(HttpAddress()), required=False, metavar="[ADDRESS]"),
+        *flags_of(_NAMES | _ALSO),
+    ],
     help=_http.__doc__,
 )
