@@ -16,6 +16,8 @@ import pytest
 from inferd import cli, errors
 from inferd.cli import inputs, options, output, progress
 from inferd.client import Done
+from inferd.engine.local import llamacpp
+from inferd.wire import bounds
 from tests.cases import cases
 from tests.daemon_process import until
 from tests.scripted_peer import Peer, Script
@@ -162,13 +164,40 @@ def test_an_answer_cannot_control_the_terminal() -> None:
 
 
 def test_an_incomplete_answer_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
-    output.check_done(DONE)
+    def done(reason: str, tokens: int = 7, backend: str = "llamacpp") -> Done:
+        return Done(
+            content="", stop_reason=reason, prompt_tokens=1, completion_tokens=tokens, backend=backend
+        )
+
+    output.check_done(DONE, {})
     assert capsys.readouterr().err == ""
-    output.check_done(Done(content="", stop_reason="length", prompt_tokens=1, completion_tokens=7))
-    assert "cut after 7 tokens" in capsys.readouterr().err
-    for reason in ("cancelled", "error"):
-        with pytest.raises(errors.Unavailable):
-            output.check_done(Done(content="", stop_reason=reason, prompt_tokens=1, completion_tokens=7))
+    for reason, choices in (("cancelled", {}), ("error", {"deadline_ms": 5})):
+        with pytest.raises(errors.Unavailable, match="ended the answer early"):
+            output.check_done(done(reason), choices)
+    with pytest.raises(errors.Unavailable, match="--deadline"):
+        output.check_done(done("cancelled"), {"deadline_ms": 5})
+    for cut, choices, said in (
+        (done("length"), {"max_tokens": 7}, "(cut after 7 tokens, by --max-tokens)"),
+        (done("length"), {"max_tokens": 8}, "(cut after 7 tokens, by the model's context)"),
+        (done("length"), {}, "(cut after 7 tokens, by the model's context)"),
+        (done("length", backend="openai-compat"), {}, "(cut after 7 tokens, by the limit of the server)"),
+        (done("length", 1000), {}, "(cut after 1000 tokens; --max-tokens sets another limit)"),
+    ):
+        output.check_done(cut, choices)
+        assert capsys.readouterr().err.strip() == said
+    assert bounds.MAX_TOKENS == llamacpp.MAX_TOKENS == 1000
+
+
+def test_an_error_in_the_middle_of_an_answer_has_its_own_line(
+    home: Path, peer: Callable[[Script], Peer], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answer(connection: socket.socket, line: bytes) -> None:
+        token = {"type": "token", "id": json.loads(line)["id"], "content": "Hel"}
+        error = {**token, "type": "error", "code": "backend_unavailable", "message": "it ended"}
+        connection.sendall(f"{json.dumps(token)}\n{json.dumps(error)}\n".encode())
+
+    assert cli.main(["run", "hi", "--address", str(peer(answer).path)]) == 4
+    assert capsys.readouterr() == ("Hel\n", "inferd: it ended\n")
 
 
 # Progress.

@@ -177,7 +177,7 @@ class Chat:
                     waiting.over()
                     if isinstance(event, Done | MessageDone):
                         answer.end()
-                        check_done(event)
+                        check_done(event, choices)
                         if calls:
                             self.turns += [question, {"role": "assistant", "content": [*event.content]}]
                             return calls

@@ -16,7 +16,7 @@ from inferd.client.address import Addresses, Surface
 from inferd.config import paths, sources
 from inferd.config.settings import Settings
 from inferd.errors import InvalidRequest, UsageError
-from inferd.wire.bounds import MAX_SAMPLING_NUMBER, PRIORITIES
+from inferd.wire.bounds import MAX_SAMPLING_NUMBER, MAX_TOKENS, PRIORITIES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -213,7 +213,13 @@ def sampling_options(command: F) -> F:
             ),
             click.option("--system", metavar="TEXT", help="A system message before the conversation."),
             click.option(
-                "--max-tokens", type=COUNT, metavar="N", help="The maximum number of tokens of an answer."
+                "--max-tokens",
+                type=COUNT,
+                metavar="N",
+                help=(
+                    "The maximum number of tokens of an answer. For a local model, the default is"
+                    f" {MAX_TOKENS}."
+                ),
             ),
             click.option(
                 "--lora",

@@ -82,14 +82,13 @@ def run_command(
             say_json(asdict(done))
         if verbose:
             say(summary(done), err=True)
-        check_done(done)
+        check_done(done, choices)
 
 
 def _text(
     client: Client, messages: list[dict[str, Any]], choices: dict[str, Any], quiet: bool, waiting: Waiting
 ) -> Done:
-    answer = Answer(sys.stdout)
-    with client.generate(messages, **choices) as events:
+    with Answer(sys.stdout) as answer, client.generate(messages, **choices) as events:
         for event in events:
             waiting.over()
             if isinstance(event, Done):
@@ -103,8 +102,7 @@ def _text(
 def _blocks(
     client: Client, messages: list[dict[str, Any]], choices: dict[str, Any], quiet: bool, waiting: Waiting
 ) -> MessageDone:
-    answer = Answer(sys.stdout)
-    with client.messages(messages, **choices) as events:
+    with Answer(sys.stdout) as answer, client.messages(messages, **choices) as events:
         for event in events:
             waiting.over()
             if isinstance(event, MessageDone):

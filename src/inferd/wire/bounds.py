@@ -18,3 +18,6 @@ PRIORITIES = ("interactive", "batch")
 
 MAX_SAMPLING_NUMBER = 100.0
 """Far above any useful value; keeps float32 arithmetic on logits finite."""
+
+MAX_TOKENS = 1000
+"""The token limit of a local model for a request that sets none. The engine has its own copy."""
