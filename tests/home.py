@@ -13,7 +13,7 @@ from inferd.config.settings import Settings
 from inferd.daemon import memory
 from inferd.daemon.directory import Directory
 from inferd.daemon.residency import Residency
-from inferd.engine.backend import EngineState, Grant, Need, Needs
+from inferd.engine.backend import EngineState, GpuRoom, Grant, Need, Needs
 from inferd.engine.mock import Mock
 from inferd.errors import ModelError
 from inferd.progress import Progress
@@ -28,10 +28,13 @@ MIB = 1 << 20
 
 class Model(Mock):
     """A mock with known memory, whose start waits for its gate. It asks for memory as an engine process does:
-    with ``needs`` of a GPU always, without one only if it is told to."""
+    with ``needs`` of a GPU always, without one only if it is told to. Asked for fewer layers, it asks again
+    with what these need, ``part``."""
 
-    def __init__(self, name: str, gate: asyncio.Event, needs: Needs, estimate: int) -> None:
+    def __init__(self, name: str, gate: asyncio.Event, needs: Needs, part: Needs, estimate: int) -> None:
         super().__init__(name)
+        self._part = part
+        self.room: GpuRoom | None = None
         self._estimate = estimate
         self.model = name
         self.closed = False
@@ -50,7 +53,11 @@ class Model(Mock):
 
     async def start(self) -> None:
         if self._grant is not None:
-            self.granted = await self._grant(self._needs)
+            granted = await self._grant(self._needs)
+            if isinstance(granted, GpuRoom):
+                self.room, granted = granted, await self._grant(self._part)
+            assert not isinstance(granted, GpuRoom)
+            self.granted = granted
         await self._gate.wait()
         if self.name == "broken":
             raise ModelError("it cannot be loaded")
@@ -78,7 +85,8 @@ class Home:
         self.made: list[Model] = []
         self.entries: list[LlamaCppEntry] = []
         self.needs = Needs()
-        """What the next models need, as their processes say."""
+        self.part = Needs()
+        """What the next models need, as their processes say: whole, and with the layers that fit."""
         self.progresses: list[Progress] = []
         self.told: list[tuple[str, str]] = []
         self.router = Router([Mock("main")])
@@ -102,7 +110,7 @@ class Home:
         self.progresses.append(progress)
         card = Directory(self.router, settings).card(entry.name)
         ((_, estimate),) = memory.context_sizes(card, entry.n_ctx, settings.active_permits)
-        self.made.append(Model(entry.name, self.gate, self.needs, estimate))
+        self.made.append(Model(entry.name, self.gate, self.needs, self.part, estimate))
         return self.made[-1]
 
     def need(self, name: str) -> int:

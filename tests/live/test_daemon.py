@@ -29,7 +29,7 @@ CANCELLED = DONE.replace(b"mock-response", b"").replace(b'"end"', b'"cancelled"'
 CAPABILITIES = (
     b'{"id":"admin","type":"status","status":"capabilities","backend":"mock","v2":true,"vision":true,'
     b'"audio":true,"tools":true,"thinking":true,"embed":true,"accelerator":"cpu","gpu_layers":0,'
-    b'"device_name":"","vram_total_bytes":0,"cpu_variant":"","rerank":true,"n_ctx":0,"n_parallel":0,'
+    b'"device_name":"","vram_total_bytes":0,"cpu_variant":"","layers":0,"rerank":true,"n_ctx":0,"n_parallel":0,'
     b'"audio_sample_rate":0,"lora":[],"logprobs":false,"raw":true,"wire_version":1,"name":"mock",'
     b'"model":"mock","pool":"","aliases":[]}\n'
 )

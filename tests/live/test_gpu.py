@@ -7,6 +7,7 @@ Mesa's software device counts as a GPU (CONTRIBUTING.md says how).
 from __future__ import annotations
 
 import json
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -50,9 +51,9 @@ def config(path: Path, fd: int, **more: Any) -> LlamaCppConfig:
     return LlamaCppConfig(name="m", model="m", path=path, fd=fd, **{"n_parallel": 1, **more})
 
 
-def need_of(path: Path, n_ctx: int) -> Need:
+def need_of(path: Path, n_ctx: int, **more: Any) -> Need:
     with path.open("rb") as file:
-        return dry_run(config(path, file.fileno()), [n_ctx])[0]
+        return dry_run(config(path, file.fileno(), **more), [n_ctx])[0]
 
 
 def go_on(fraction: float) -> bool:
@@ -153,11 +154,40 @@ def test_the_weights_on_a_gpu_need_no_room_in_ram(daemon: Start, short_dir: Path
     held.process.note_resources()
 
 
-def test_a_model_too_large_for_the_gpu_is_refused_before_its_weights_are_read(
+def test_a_gpu_that_is_too_small_gets_as_many_layers_as_fit(daemon: Start, short_dir: Path) -> None:
+    model = random_llama(layers=8)
+    part = need_of(model, 512, n_gpu_layers=4).gpus
+    held = Daemon(daemon, short_dir, part[GPUS[0]], model, n_ctx=512)
+    assert held.ask("a")["type"] == "done"
+    assert held.taken() == {"a": part}
+    assert ", 4 of 9 layers" in Shell(held.process.dir)("ps").stdout
+    (event,) = held.process.events("gpu_too_small")
+    assert (event["backend"], event["gpu_layers"]) == ("a", 4)
+    (child,) = engines(held.process)
+    os.kill(child, signal.SIGKILL)
+    held.process.wait_event("engine_died")
+    assert held.ask("a")["type"] == "done"
+    assert held.taken() == {"a": part}, "the next process loads the same layers"
+    held.process.note_resources()
+
+
+def test_a_start_gives_a_small_gpu_as_many_layers_as_fit(daemon: Start, short_dir: Path) -> None:
+    model, file = random_llama(layers=8), short_dir / "config.json"
+    part = need_of(model, 512, n_gpu_layers=4).gpus
+    entry = {"kind": "llamacpp", "name": "main", "model_path": str(model), "n_ctx": 512}
+    limits = {"gpu_memory_budget_bytes": part[GPUS[0]]}
+    file.write_text(json.dumps({"backends": [entry], "limits": limits}))
+    process = daemon(backend="", config=file, threads=1, active_permits=1).wait_ready()
+    with AdminClient(process.admin) as admin:
+        (row,) = admin.status().backends
+    assert (row["gpu_layers"], row["layers"], row["engine"]["gpu_bytes"]) == (4, 9, part)
+
+
+def test_a_set_number_of_layers_is_refused_before_the_weights_are_read(
     daemon: Start, short_dir: Path
 ) -> None:
     need = need_of(random_llama(), 512).gpus[GPUS[0]]
-    held = Daemon(daemon, short_dir, need - 1, random_llama(), n_ctx=512)
+    held = Daemon(daemon, short_dir, need - 1, random_llama(), n_ctx=512, n_gpu_layers=3)
     with AdminClient(held.process.admin) as admin:
         admin.snapshot()
         refused = held.ask("a")
@@ -184,7 +214,8 @@ def test_the_largest_context_with_room_on_the_gpu_is_chosen(daemon: Start, short
 
 
 def write_config(path: Path, name: str, n_ctx: int, budget: int) -> None:
-    entry = {"kind": "llamacpp", "name": name, "model_path": str(random_llama()), "n_ctx": n_ctx}
+    model = {"model_path": str(random_llama()), "n_ctx": n_ctx, "n_gpu_layers": 3}
+    entry = {"kind": "llamacpp", "name": name, **model}
     path.write_text(json.dumps({"backends": [entry], "limits": {"gpu_memory_budget_bytes": budget}}))
 
 

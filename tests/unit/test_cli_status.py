@@ -143,6 +143,26 @@ def test_status_shows_the_state_of_a_model_process(
         assert part in out
 
 
+@pytest.mark.parametrize(("command", "place"), [("status", "306 MB on G0"), ("ps", "vulkan, 306 MB")])
+@pytest.mark.parametrize(("gpu_layers", "shown"), [(33, ""), (20, ", 20 of 33 layers")])
+def test_a_model_that_is_partly_on_a_gpu_is_shown_as_such(
+    command: str,
+    place: str,
+    gpu_layers: int,
+    shown: str,
+    admin: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    engine = {**ENGINE, "gpu_bytes": {"G0": 306_000_000}}
+    layers = {"device": "vulkan", "gpu_layers": gpu_layers, "layers": 33}
+    of_ps = {"waiting": 0, "idle_secs": 1.0, "n_ctx": 512, "pinned": True}
+    backend = {**MAIN, **of_ps, **layers, "breaker": "closed", "engine": engine}
+    admin(CAPABILITIES, {"status": "ready"}, snapshot({"status": "ready"}, backends=[backend]))
+    assert cli.main([command]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if place in line)
+    assert line.partition(place)[2].partition("  ")[0] == shown
+
+
 def row(request_id: str, position: int | None) -> dict[str, object]:
     return {
         "id": request_id,

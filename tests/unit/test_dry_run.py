@@ -16,13 +16,15 @@ from pathlib import Path
 
 import pytest
 
-from inferd.engine.backend import Need, Needs
+from inferd.engine.backend import GpuRoom, Need, Needs
+from inferd.engine.local.child import spawned
 from inferd.engine.local.child.messages import Load
 from inferd.engine.local.child.supervisor import HostedModel
 from inferd.engine.local.opening import (
     LlamaCppConfig,
     dry_embedder,
     dry_run,
+    fitting_part,
     open_draft,
     open_embedder,
     open_engine,
@@ -112,15 +114,51 @@ def dry_size(path: Path) -> int:
         return open_model(config(path, file.fileno()), go_on, dry=True).size
 
 
+# A model with more layers than a GPU can hold.
+
+
+def test_as_many_layers_as_fit_go_to_the_gpus() -> None:
+    measured: list[int] = []
+
+    def measure(wanted: LlamaCppConfig) -> list[Need]:
+        layers = wanted.n_gpu_layers
+        measured.append(layers)
+        return [Need(n, 1, {"G0": layers * n, "G1": layers}, layers) for n in (20, 10)]
+
+    path = random_llama(layers=16)
+    with path.open("rb") as file:
+        wanted = config(path, file.fileno())
+        for room, least, layers in (
+            ({"G0": 100}, 0, [5, 10]),
+            ({"G0": 109}, 0, [5, 10]),
+            ({"G0": 100, "G1": 7}, 0, [5, 7]),
+            ({"G0": 1000, "G1": 1000}, 0, [16, 16]),  # at most all but the first
+            ({"G0": 9, "G1": 9}, 0, [0, 0]),
+            ({"G0": 9, "G1": 9}, 1, [1, 1]),
+        ):
+            found = fitting_part(wanted, measure, room, least)
+            assert [need.layers for need in found] == layers, room
+            assert [need.n_ctx for need in found] == [20, 10]
+            assert len(measured) <= 10, "few dry runs"
+            measured.clear()
+
+
+def test_a_dry_run_tells_its_layers() -> None:
+    with random_llama().open("rb") as file:
+        for layers in (-1, 1):
+            wanted = config(random_llama(), file.fileno(), n_gpu_layers=layers)
+            assert [need.layers for need in dry_run(wanted, [512, 256])] == [layers, layers]
+
+
 # The question of the process. Without a GPU, it asks only if it is told to.
 
 
 class Asking:
     """A model in a process that asks for its memory."""
 
-    def __init__(self, granted: Need | Exception | None) -> None:
+    def __init__(self, *granted: Need | GpuRoom | Exception | None) -> None:
         self.asked: list[Needs] = []
-        self.granted = granted
+        self.granted = iter(granted)
         load = Load(name="m", model="m", path="m", n_ctx=1024, n_parallel=1, threads=1)
         self.model = HostedModel(load, [os.open(random_llama(), os.O_RDONLY)], lambda *_: None)
         self.model.ask_first(self.grant, [1024, 512], always=True)
@@ -128,7 +166,7 @@ class Asking:
         self.waits: asyncio.Event | None = None
         self.left = False
 
-    async def grant(self, needs: Needs) -> Need | None:
+    async def grant(self, needs: Needs) -> Need | GpuRoom | None:
         self.asked.append(needs)
         self.pids.append(pid_of(self.model))
         try:
@@ -136,9 +174,10 @@ class Asking:
                 await self.waits.wait()
         finally:
             self.left = True
-        if isinstance(self.granted, Exception):
-            raise self.granted
-        return self.granted
+        granted = next(self.granted)
+        if isinstance(granted, Exception):
+            raise granted
+        return granted
 
 
 @pytest.mark.parametrize(("granted", "n_ctx"), [(Need(512, 7), 512), (None, 1024)])
@@ -154,6 +193,47 @@ async def test_a_process_loads_the_context_that_it_is_granted(granted: Need | No
         assert (await finish(await model.generate(ask(max_tokens=2)))).stop_reason == "length"
         assert model.capabilities().n_ctx == n_ctx
         assert len(asking.asked) == 1
+    finally:
+        await model.close()
+
+
+# An engine process that believes in a GPU on which each layer takes ten bytes. It computes on the CPU.
+ON_GPU = """
+import sys
+from inferd.engine.backend import Accelerator, Need
+from inferd.engine.local.child import host, load
+
+def dry_run(config, contexts):
+    layers = config.n_gpu_layers
+    return [Need(n, 1, {"G0": 10 * (layers if layers >= 0 else 3)}, layers) for n in contexts]
+
+load.accelerator_of = lambda *_: Accelerator(kind="vulkan")
+load.dry_run = dry_run
+host.serve()
+"""
+
+
+async def test_a_process_offloads_as_many_layers_as_there_is_room_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "on_gpu.py").write_text(ON_GPU)
+    monkeypatch.setattr(spawned, "PROGRAM", "on_gpu")
+    monkeypatch.setattr(spawned, "environment", lambda: {"PYTHONPATH": str(tmp_path)})
+    part = Need(512, 7, {"G0": 20}, 2)
+    asking = Asking(GpuRoom({"G0": 25}), part)
+    model = asking.model
+    try:
+        await model.start()
+        whole, partly = ([(need.n_ctx, need.layers) for need in asked.sizes] for asked in asking.asked)
+        assert whole == [(1024, -1), (512, -1)]
+        assert partly == [(1024, 2), (512, 2)]
+        assert model.capabilities().n_ctx == 512
+        assert (model._settings.n_ctx, model._settings.n_gpu_layers) == (512, 2)
+        # The next process loads the same, and need not ask.
+        os.kill(pid_of(model), signal.SIGKILL)
+        await until(lambda: restarts_of(model) == 1 and model._serving is not None)
+        assert model.capabilities().n_ctx == 512
+        assert len(asking.asked) == 2
     finally:
         await model.close()
 

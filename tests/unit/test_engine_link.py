@@ -119,6 +119,7 @@ while link.recv(65536): pass
         (m.LOADED, m.encode({"gpus": {f"G{n}": 1 for n in range(1000)}})),
         (m.NEEDS, m.encode(((Need(1, -1, {}),), {}, {}))),
         (m.NEEDS, m.encode(((Need(1, 1, {}),) * 1000, {}, {}))),
+        (m.NEEDS, m.encode(((Need(1, 1, {}, -2),), {}, {}))),
         (m.NEEDS, m.encode(((), {"G0": -1}, {}))),
     ],
 )

@@ -1,4 +1,4 @@
-"""The memory of GPUs: which models leave a GPU for another one, and which are refused.
+"""The memory of GPUs: which models leave a GPU for another one, and which get fewer layers there.
 
 The models say what they need as an engine process does. tests/live/test_gpu.py has real ones.
 """
@@ -14,7 +14,7 @@ from inferd.config.entries import LlamaCppEntry, ModelSpec
 from inferd.config.settings import Settings
 from inferd.daemon import memory
 from inferd.daemon.room import Room
-from inferd.engine.backend import EngineState, Grant, Need, Needs
+from inferd.engine.backend import EngineState, GpuRoom, Grant, Need, Needs
 from inferd.engine.mock import Mock
 from inferd.errors import AdmissionClosed, ModelError, ModelTooLarge
 from inferd.serve.queues import Queues
@@ -22,9 +22,11 @@ from tests.home import MIB, Home
 from tests.in_process import PATIENCE_SECS, until
 
 
-def needs(*sizes: tuple[int, int], free: int = 10, whole: int = 10, gpu: str = "G0") -> Needs:
+def needs(
+    *sizes: tuple[int, int], free: int = 10, whole: int = 10, gpu: str = "G0", layers: int = -1
+) -> Needs:
     """Pairs of a context and its MiB on the GPU; ``free`` and ``whole`` MiB of the GPU."""
-    needed = tuple(Need(n_ctx, MIB, {gpu: size * MIB}) for n_ctx, size in sizes)
+    needed = tuple(Need(n_ctx, MIB, {gpu: size * MIB}, layers) for n_ctx, size in sizes)
     return Needs(needed, {gpu: free * MIB}, {gpu: whole * MIB})
 
 
@@ -136,12 +138,43 @@ async def test_a_model_that_was_to_leave_leaves_for_the_next_one(tmp_path: Path)
     await home.models.close()
 
 
-async def test_a_model_too_large_for_the_gpu_is_refused_and_nothing_is_unloaded(tmp_path: Path) -> None:
+async def test_a_model_too_large_for_the_gpu_gets_fewer_layers_there(tmp_path: Path) -> None:
+    home = home_of(tmp_path, 5)
+    home.needs, home.part = needs((48, 7), (32, 6)), needs((48, 5), (32, 4), layers=9)
+    await home.use("a")
+    assert home.made[0].room == GpuRoom({"G0": 5 * MIB})
+    assert home.made[0].granted == Need(48, MIB + (96 << 20), {"G0": 5 * MIB}, 9)
+    await home.models.close()
+
+
+async def test_fewer_layers_get_the_room_that_all_other_models_can_leave(tmp_path: Path) -> None:
+    home = home_of(tmp_path, 5)
+    home.needs = needs((48, 1))
+    await home.use("a")
+    await home.use("b")
+    home.models.residents.by_name["b"].pinned = True
+    home.needs, home.part = needs((48, 6)), needs((48, 4), layers=9)
+    await home.use("c")
+    assert home.made[2].room == GpuRoom({"G0": 4 * MIB})
+    assert home.resident() == {"b", "c"}
+    await home.models.close()
+
+
+async def test_a_set_number_of_layers_is_kept(tmp_path: Path) -> None:
+    home = home_of(tmp_path, 5)
+    home.needs = needs((48, 6), layers=9)
+    with pytest.raises(ModelTooLarge, match="lower its n_ctx or n_gpu_layers"):
+        await home.use("a")
+    assert home.made[0].room is None
+    await home.models.close()
+
+
+async def test_a_model_with_too_large_layers_is_refused_and_nothing_is_unloaded(tmp_path: Path) -> None:
     home = home_of(tmp_path, 3)
     home.needs = needs((48, 1))
     await home.use("c")
     async with home.models.hold("a", None):
-        home.needs = needs((48, 4))
+        home.needs, home.part = needs((48, 9)), needs((48, 4), layers=0)
         with pytest.raises(ModelTooLarge, match=r"4 MiB on G0 .* 3 MiB, of which 2 MiB"):
             await home.use("b")
         assert home.resident() == {"a", "c"}
@@ -184,7 +217,7 @@ class Large(Mock):
         self.grant = grant
         return True
 
-    async def ask(self) -> Need | None:
+    async def ask(self) -> Need | GpuRoom | None:
         assert self.grant is not None
         return await self.grant(self.needed)
 
@@ -208,7 +241,7 @@ class Exchange:
         self.router = home.router
         self.room = Room(home.router, Queues(1, 4), home.models.residents)
 
-    async def load(self, needed: Needs, *, first: bool = False) -> Need | None:
+    async def load(self, needed: Needs, *, first: bool = False) -> Need | GpuRoom | None:
         new = Large("new", needed)
         await self.room.make(self.settings, new, self.router.members, lambda *_: None, first=first)
         return await new.ask()
@@ -221,7 +254,7 @@ class Exchange:
 async def test_no_more_models_rest_than_must(tmp_path: Path, budget: int, resting: list[str]) -> None:
     exchange = Exchange(Home(tmp_path), budget)
     granted = await exchange.load(needs((48, 3)))
-    assert granted is not None
+    assert isinstance(granted, Need)
     assert granted.gpus == {"G0": 3 * MIB}
     assert exchange.resting() == resting
 
@@ -232,7 +265,8 @@ async def test_what_does_not_fit_alone_unloads_no_model(tmp_path: Path) -> None:
     await home.use("c")
     exchange = Exchange(home, 3)
     with pytest.raises(ModelError, match=r"'new' needs about 4 MiB on G0 .* 3 MiB, of which 0 MiB"):
-        await exchange.load(needs((48, 4)))
+        await exchange.load(needs((48, 4), layers=9))
+    assert await exchange.load(needs((48, 4))) == GpuRoom({"G0": 3 * MIB})
     assert exchange.resting() == []
     assert home.resident() >= {"c"}
     await home.models.close()
@@ -245,7 +279,8 @@ async def test_a_configured_model_may_take_all_that_is_free(tmp_path: Path, *, f
         each.granted = False
     assert await exchange.load(needs((48, 10)), first=first)
     with pytest.raises(ModelError, match="on G0"):
-        await exchange.load(needs((48, 11)), first=first)
+        await exchange.load(needs((48, 11), layers=9), first=first)
+    assert await exchange.load(needs((48, 11)), first=first) == GpuRoom({"G0": 8 * MIB})
 
 
 async def test_a_model_on_demand_leaves_the_gpu_to_the_configuration(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from inferd.controls import one_line
 
@@ -60,6 +61,13 @@ def duration(seconds: float) -> str:
 
 def megabytes(size: int) -> str:
     return f"{size / 1e6:.0f} MB"
+
+
+def partly(row: Mapping[str, Any]) -> str:
+    """Returns how many of a backend's layers a GPU computes, such as ``, 20 of 33 layers``, or nothing
+    if it computes all or none. ``row`` is a backend of the daemon's status."""
+    here, layers = row.get("gpu_layers", 0), row.get("layers", 0)
+    return f", {here} of {layers} layers" if 0 < here < layers else ""
 
 
 def rate(per_second: float | None) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from inferd.cli import background
-from inferd.cli.columns import aligned, cut, duration, megabytes, screen_width
+from inferd.cli.columns import aligned, cut, duration, megabytes, partly, screen_width
 from inferd.cli.options import Number, connection_options, target
 from inferd.cli.progress import Progress
 from inferd.cli.say import say, say_json
@@ -51,7 +51,7 @@ def _loaded(row: Frame) -> tuple[object, ...]:
         sizes[0],
         f"{row['n_ctx']:,}" if row["n_ctx"] else "-",
         sizes[1],
-        f"{row['device']}, {megabytes(on_gpus)}" if on_gpus else row["device"],
+        f"{row['device']}, {megabytes(on_gpus)}{partly(row)}" if on_gpus else row["device"],
         row["running"],
         row["waiting"],
         unused,

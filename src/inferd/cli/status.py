@@ -18,6 +18,7 @@ from inferd.cli.columns import (
     cut,
     duration,
     megabytes,
+    partly,
     rate,
     screen_width,
     time_or_dash,
@@ -180,7 +181,7 @@ def engine_line(row: Frame | None) -> str:
     if not engine:
         return ""
     gpus = [f", {megabytes(size)} on {gpu}" for gpu, size in engine.get("gpu_bytes", {}).items()]
-    memory = f"{megabytes(engine['memory_bytes'])}{''.join(gpus)}"
+    memory = f"{megabytes(engine['memory_bytes'])}{''.join(gpus)}{partly(row or {})}"
     parts = [f"process {engine['pid']}, {memory}"] if engine["pid"] else ["no process"]
     if engine["restarts"]:
         parts.append(f"restarted {engine['restarts']} times, last because of: {engine['last_end']}")

@@ -62,8 +62,8 @@ class ModelOptions:
         _MODEL,
         Integer(-1),
         -1,
-        "The number of the model's layers to keep on a GPU. -1 means all layers. 0 means that the CPU "
-        "computes everything.",
+        "The number of the model's layers to keep on a GPU. -1 means all layers or, if the GPU has no room "
+        "for all, as many as fit. 0 means that the CPU computes everything.",
         key="n_gpu_layers",
         reload=True,
     )

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from inferd.config.entries import LlamaCppEntry
 from inferd.config.settings import Settings
-from inferd.engine.backend import Backend, EngineState, Need, Needs
+from inferd.engine.backend import Backend, EngineState, GpuRoom, Need, Needs
 from inferd.errors import ModelTooLarge
 
 if TYPE_CHECKING:
@@ -103,6 +103,18 @@ def short(need: Need, used: Counter[str], budgets: Mapping[str, int]) -> list[st
 def fitting(sizes: Sequence[Need], used: Counter[str], budgets: Mapping[str, int]) -> Need | None:
     """Returns the first size that fits in all places."""
     return next((need for need in sizes if not short(need, used, budgets)), None)
+
+
+def room_for_part(
+    need: Need, staying: Counter[str], most: Mapping[str, int], usual: Mapping[str, int]
+) -> GpuRoom | None:
+    """Returns the room for a part of a model on the GPUs, or ``None`` for the whole model.
+
+    The whole model is taken if it fits into the budgets ``most`` beside the ``staying`` bytes, or if its
+    number of layers is set. The part must fit into the budgets ``usual``."""
+    if need.layers >= 0 or not short(need, staying, most):
+        return None
+    return GpuRoom({gpu: max(0, size - staying[gpu]) for gpu, size in usual.items()})
 
 
 def too_large(

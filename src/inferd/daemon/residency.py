@@ -26,7 +26,7 @@ from inferd.daemon.backends import Build, started
 from inferd.daemon.build import build_key
 from inferd.daemon.residents import Resident, Residents, Tell
 from inferd.daemon.threads import in_thread
-from inferd.engine.backend import Backend, Need, Needs
+from inferd.engine.backend import Backend, GpuRoom, Need, Needs
 from inferd.errors import (
     AdmissionClosed,
     DeadlineExceeded,
@@ -224,11 +224,15 @@ class Residency:
             loop.call_soon_threadsafe(self._advance, name, phase, details)
 
         async def ask_first(backend: Backend) -> None:
-            async def grant(needs: Needs) -> Need:
+            async def grant(needs: Needs) -> Need | GpuRoom:
                 nonlocal need
                 self._has_gpu = bool(needs.sizes)
                 asked = memory.whole_sizes(needs) or sizes
                 gpus = residents.gpu_budgets(settings, needs)
+                staying = residents.staying(residents.taken(backend)[0])
+                part = memory.room_for_part(asked[-1], staying, gpus, gpus)
+                if part is not None:
+                    return part
                 need = await residents.make_room(name, asked, settings, gpus, backend)
                 return need
 

@@ -17,7 +17,7 @@ from inferd import log
 from inferd.config.settings import Settings
 from inferd.daemon import memory
 from inferd.daemon.residents import Residents
-from inferd.engine.backend import Backend, Need, Needs
+from inferd.engine.backend import Backend, GpuRoom, Need, Needs
 from inferd.errors import ModelError
 from inferd.serve.admission import Admission
 from inferd.serve.queues import Queues
@@ -35,6 +35,13 @@ class _Load(NamedTuple):
     backend: Backend
     awake: list[BackendSlot]
     show: Callable[[str, Mapping[str, object]], None]
+
+    def left(self, used: Counter[str]) -> Counter[str]:
+        """Returns the ``used`` bytes without those of the models ``awake``."""
+        left = used.copy()
+        for slot in self.awake:
+            left.subtract(memory.taken_by(slot.backend))
+        return left
 
 
 class Room:
@@ -61,22 +68,26 @@ class Room:
         the backend fits beside the remaining models or no model is left to put to rest.
 
         If the backend may use a GPU, room is made later, when the backend's process has measured its need of
-        GPU memory. If ``first`` is true, the daemon is starting, and no model is put to rest. ``show`` is
-        called before each model is put to rest. Raises ModelError if a GPU would lack memory for the backend
-        even with all models of ``leaving`` at rest. In this case, no model has been put to rest.
+        GPU memory. If a GPU would lack memory for all layers even with all models of ``leaving`` at rest, the
+        GPUs get fewer layers. If ``first`` is true, the daemon is starting, and no model is put to rest.
+        ``show`` is called before each model is put to rest. Raises ModelError if a GPU would lack memory for
+        the number of layers that the entry sets. In this case, no model has been put to rest.
         """
         taken = memory.taken_by(backend)
         size = Need(0, taken[memory.RAM])
         awake = [] if first else [slot for slot in leaving if memory.taken_by(slot.backend)[memory.RAM]]
         load = _Load(settings, backend, awake, show)
 
-        async def grant(needs: Needs) -> Need | None:
+        async def grant(needs: Needs) -> Need | GpuRoom | None:
             if not needs.sizes:
                 await self._free(load, [size], {}, {})
                 return None
             beside = self.models.gpu_budgets(settings, needs)
             alone = self.models.gpu_budgets(settings, needs, share=1)
-            return await self._free(load, memory.whole_sizes(needs), beside, alone)
+            sizes = memory.whole_sizes(needs)
+            staying = load.left(self.models.staying(self.models.taken(backend)[0]))
+            part = memory.room_for_part(sizes[-1], staying, alone, beside)
+            return part or await self._free(load, sizes, beside, alone)
 
         short = not first and taken[memory.RAM] and self.models.fitting([size], settings) is None
         self._started.add(backend)
@@ -113,9 +124,7 @@ class Room:
 
     def _check(self, load: _Load, size: Need, used: Counter[str], alone: Mapping[str, int]) -> None:
         """Raises ModelError if a GPU has no room for the backend even without the models ``awake``."""
-        left = used.copy()
-        for slot in load.awake:
-            left.subtract(memory.taken_by(slot.backend))
+        left = load.left(used)
         if lacking := memory.short(size, left, alone):
             raise ModelError(str(memory.too_large(load.backend.name, size, left, alone, lacking[0])))
 

@@ -23,7 +23,7 @@ from inferd.errors import EmbedUnsupported, RerankUnsupported
 
 class Accelerator(NamedTuple):
     """The device that computes the model. ``kind`` is, for example, ``cpu``, ``cuda``, ``metal``, ``vulkan``
-    or ``remote``.
+    or ``remote``. The GPU computes ``gpu_layers`` of the model's ``layers``. 0 ``layers`` means unknown.
 
     ``cpu_variant`` names the variant of llama.cpp's CPU backend, which llama.cpp also uses together with a
     GPU. It is empty for a remote model.
@@ -34,6 +34,7 @@ class Accelerator(NamedTuple):
     device_name: str = ""
     vram_total_bytes: int = 0
     cpu_variant: str = ""
+    layers: int = 0
 
 
 class Capabilities(NamedTuple):
@@ -65,11 +66,13 @@ ByGpu = Annotated[Mapping[Annotated[str, Meta(min_length=1, max_length=64)], Siz
 class Need(NamedTuple):
     """The memory in bytes that a model takes with a context of ``n_ctx`` tokens. ``here`` is the part in RAM,
     and ``gpus`` has the part on each GPU, by the GPU's name. Memory that a GPU shares with the processor
-    counts in both places."""
+    counts in both places. ``layers`` is the number of layers on the GPUs. -1 means all layers, and that
+    fewer are allowed."""
 
     n_ctx: Size
     here: Size
     gpus: ByGpu = MappingProxyType({})
+    layers: Annotated[int, Meta(ge=-1)] = -1
 
 
 class Needs(NamedTuple):
@@ -81,9 +84,16 @@ class Needs(NamedTuple):
     all: ByGpu = MappingProxyType({})
 
 
-Grant = Callable[[Needs], Awaitable[Need | None]]
+class GpuRoom(NamedTuple):
+    """The bytes that a part of a model may take on each GPU, by the GPU's name."""
+
+    gpus: ByGpu
+
+
+Grant = Callable[[Needs], Awaitable[Need | GpuRoom | None]]
 """Makes room for a model, and returns the size with which it may be loaded, or ``None`` for the size that its
-entry sets. Raises an error if there cannot be enough room."""
+entry sets. If the GPUs are too small for all layers, returns the room for fewer layers. Then it is called
+again, with the needs of as many layers as fit. Raises an error if there cannot be enough room."""
 
 
 class EngineState(NamedTuple):

@@ -81,17 +81,18 @@ def ended_on_error(pool: ThreadPoolExecutor) -> Iterator[None]:
 
 def accelerator_of(n_gpu_layers: int, n_layer: int) -> Accelerator:
     """Returns the device that computes a model with ``n_layer`` layers. If ``n_gpu_layers`` is -1, the GPU
-    computes all layers."""
+    computes all layers. llama.cpp counts the output matrix as one more layer."""
+    layers = n_layer + 1
     devices = _llama.devices()
     gpu = next((d for d in devices if d[0] in ("gpu", "igpu")), None)
     if gpu is None or n_gpu_layers == 0:
         cpu = next((d for d in devices if d[0] == "cpu"), ("cpu", "CPU", "", 0))
-        return Accelerator(kind="cpu", device_name=cpu[2], cpu_variant=_llama.cpu_variant())
-    layers = n_layer + 1 if n_gpu_layers < 0 else min(n_gpu_layers, n_layer + 1)
+        return Accelerator("cpu", device_name=cpu[2], cpu_variant=_llama.cpu_variant(), layers=layers)
     return Accelerator(
         kind=gpu[1].rstrip("0123456789").lower(),
-        gpu_layers=layers,
+        gpu_layers=layers if n_gpu_layers < 0 else min(n_gpu_layers, layers),
         device_name=gpu[2],
         vram_total_bytes=gpu[3],
         cpu_variant=_llama.cpu_variant(),
+        layers=layers,
     )

@@ -6,10 +6,12 @@ then says what they would take in RAM and on each GPU.
 
 from __future__ import annotations
 
+import bisect
+import functools
 import os
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from inferd.engine.backend import Need
@@ -166,7 +168,7 @@ def dry_run(config: LlamaCppConfig, contexts: Sequence[int]) -> list[Need]:
         draft = open_draft(config, _go_on, dry=True)
         for n_ctx in contexts:
             engine = open_engine(config, model, context_size(n_ctx, model), draft)
-            needs.append(Need(n_ctx, *taken(config, engine)))
+            needs.append(Need(n_ctx, *taken(config, engine), config.n_gpu_layers))
     return needs
 
 
@@ -175,7 +177,35 @@ def dry_embedder(config: LlamaCppConfig, pooling: str | None) -> list[Need]:
     with loading(threading.Event()):
         model = open_model(config, _go_on, dry=True)
         embedder = open_embedder(config, model, min(config.n_ctx, model.n_ctx_train), pooling)
-        return [Need(config.n_ctx, *embedder.taken())]
+        return [Need(config.n_ctx, *embedder.taken(), config.n_gpu_layers)]
+
+
+Measure = Callable[[LlamaCppConfig], list[Need]]
+
+
+def fitting_part(config: LlamaCppConfig, measure: Measure, room: Mapping[str, int], least: int) -> list[Need]:
+    """Returns the needs of a model with as many layers on the GPUs as fit into ``room``, the bytes on each
+    GPU. Returns one need for each that ``measure`` returns. The number of layers is at least ``least``, even
+    if these do not fit, and the first layer always stays on the CPU. Blocks; makes a dry run for each number
+    of layers that it tries, about log2 of the model's layers."""
+    with loading(threading.Event()):
+        counts = range(least, open_model(config, _go_on, dry=True).n_layer + 1)
+
+    @functools.cache
+    def needs(layers: int) -> list[Need]:
+        return measure(replace(config, n_gpu_layers=layers))
+
+    def most(index: int) -> Need:
+        """Returns the need with the most layers that fit."""
+
+        def too_large(layers: int) -> bool:
+            gpus = needs(layers)[index].gpus
+            return any(size > room.get(gpu, size) for gpu, size in gpus.items())
+
+        fitting = bisect.bisect_right(counts, False, key=too_large)
+        return needs(counts[max(0, fitting - 1)])[index]
+
+    return [most(index) for index in range(len(needs(least)))]
 
 
 def _go_on(fraction: float) -> bool:

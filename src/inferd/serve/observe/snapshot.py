@@ -78,6 +78,8 @@ class Snapshot:
                 "idle_secs": round(self.router.idle_secs(member), 3),
                 "n_ctx": member.backend.capabilities().n_ctx,
                 "device": member.backend.capabilities().accelerator.kind,
+                "gpu_layers": member.backend.capabilities().accelerator.gpu_layers,
+                "layers": member.backend.capabilities().accelerator.layers,
                 "pool": member.route.serves if self.router.pooled(member) else "",
                 "outstanding": member.outstanding,
                 "others": member.others,

@@ -12,11 +12,11 @@ standard input, and runs without a sandbox.
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
 import faulthandler
 import gc
 import os
+import queue
 import signal
 import socket
 import sys
@@ -59,7 +59,7 @@ class Host:
         self._link = Link(sock, self._receive, _leave)
         self._model: LlamaCpp | EmbeddingModel | None = None
         self._jobs: dict[int, _Job] = {}
-        self._granted: concurrent.futures.Future[int] = concurrent.futures.Future()
+        self._granted: queue.SimpleQueue[m.Granted] = queue.SimpleQueue()
         self._load = self._loop.create_task(self._load_model(load, fds, held))
 
     def _receive(self, kind: int, job: int, body: bytes, fds: list[int]) -> None:
@@ -75,7 +75,7 @@ class Host:
             else:
                 m.close_all(fds)
         elif kind == m.GRANTED:
-            self._granted.set_result(m.decode(int, body))
+            self._granted.put(m.decode(m.Granted, body))
         elif kind == m.PING:
             self._link.send(m.PONG, 0, m.encode(self._pulse()))
         elif job in self._jobs:
@@ -100,9 +100,9 @@ class Host:
         def progress(phase: str, details: Mapping[str, object]) -> None:
             send(m.PROGRESS, phase, details)
 
-        def ask(needs: Needs) -> int:
+        def ask(needs: Needs) -> m.Granted:
             send(m.NEEDS, *needs)
-            return self._granted.result()
+            return self._granted.get()
 
         log.pass_on(
             load.log_level,

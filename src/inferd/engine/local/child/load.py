@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import resource
 import sys
 import threading
@@ -9,25 +10,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from inferd.engine.backend import Need, Needs
+from inferd.engine.backend import Needs
 from inferd.engine.local import _llama, file_pages, power
-from inferd.engine.local.child.messages import Load, Template
+from inferd.engine.local.child.messages import Granted, Load, Template
 from inferd.engine.local.embedding import EmbeddingModel
 from inferd.engine.local.llamacpp import LlamaCpp
 from inferd.engine.local.loading import PREPARING_STACK_BYTES, accelerator_of, loading, preparing_threads
-from inferd.engine.local.opening import LlamaCppConfig, dry_embedder, dry_run
+from inferd.engine.local.opening import LlamaCppConfig, Measure, dry_embedder, dry_run, fitting_part
 from inferd.engine.local.rpc.workers import parts_of, reach
 from inferd.errors import ModelError
 from inferd.progress import Progress
 
 
 def load_model(
-    load: Load, fds: Sequence[int], progress: Progress, ask: Callable[[Needs], int] = lambda needs: 0
+    load: Load,
+    fds: Sequence[int],
+    progress: Progress,
+    ask: Callable[[Needs], Granted] = lambda needs: Granted(),
 ) -> LlamaCpp | EmbeddingModel:
     """Loads the model. Blocks. Raises ModelError.
 
-    ``ask`` gets the needs of the model, and returns one of the contexts in ``load`` once there is room for
-    the model. :class:`Load` says when the process asks.
+    ``ask`` gets the needs of the model, and returns the answer once there is room for the model.
+    :class:`Load` says when the process asks.
 
     ``fds`` are the descriptors of the model's files in order. The descriptors of the projector, the draft
     model and the adapters follow, as far as ``load`` names these.
@@ -73,14 +77,9 @@ def load_model(
             " install a build and a driver for it, or unset the variable"
         )
     if load.contexts and not load.workers and (found != "cpu" or load.asks):
-        sizes: list[Need] = []
-        free, whole = {}, {}
-        if found != "cpu":
-            sizes = dry_embedder(config, load.embed_pooling) if embeds else dry_run(config, load.contexts)
-            free = _llama.free_of_gpus()
-            whole = _gpus()
-        n_ctx = ask(Needs(tuple(sizes), free, whole))
-        config = config if embeds else replace(config, n_ctx=n_ctx)
+        granted = ask(Needs((), {}, {})) if found == "cpu" else _ask_for_gpu(load, config, embeds, ask)
+        n_ctx = config.n_ctx if embeds else granted.n_ctx
+        config = replace(config, n_ctx=n_ctx, n_gpu_layers=granted.layers)
     cancelled = threading.Event()  # never set: the daemon ends the process to stop a load
     for key, useless in (("lora", load.adapters), ("draft", load.draft_model)):
         if embeds and useless:
@@ -88,6 +87,20 @@ def load_model(
     if embeds:
         return EmbeddingModel.load(config, pooling=load.embed_pooling, progress=progress, cancelled=cancelled)
     return LlamaCpp.load(config, progress=progress, cancelled=cancelled)
+
+
+def _ask_for_gpu(
+    load: Load, config: LlamaCppConfig, embeds: bool, ask: Callable[[Needs], Granted]
+) -> Granted:
+    measure: Measure = functools.partial(dry_run, contexts=load.contexts)
+    if embeds:
+        measure = functools.partial(dry_embedder, pooling=load.embed_pooling)
+    granted = ask(Needs(tuple(measure(config)), _llama.free_of_gpus(), _gpus()))
+    if granted.room is None:
+        return granted
+    least = 1 if load.require_gpu or load.force_backend else 0
+    sizes = fitting_part(config, measure, granted.room, least)
+    return ask(Needs(tuple(sizes), _llama.free_of_gpus(), _gpus()))
 
 
 def analyse_template(load: Load, fd: int) -> Template:

@@ -38,7 +38,7 @@ KEPT = 9  # KeptState: an existing file
 STATE = 10  # STATE_BODY; job: the number of a file; the file's descriptor, or none if the file is gone
 SAVED = 11  # (number of the file or 0, numbers of deleted files): the answer to SAVE
 FLUSH = 12  # save all states now
-GRANTED = 13  # n_ctx: the answer to NEEDS
+GRANTED = 13  # Granted: the answer to NEEDS
 # From the engine.
 WANTED = 14  # job: the number of a file whose state is needed
 SAVE = 15  # LeavingState, with a descriptor of the state; without both: all states are saved after FLUSH
@@ -111,7 +111,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     loads no weights and serves no requests.
 
     Before a load that takes memory of a GPU, the engine sends what the model needs with each of the
-    ``contexts``, and waits for GRANTED. With ``asks``, it also asks before a load on a CPU. Without
+    ``contexts``, and waits for :class:`Granted`. With ``asks``, it also asks before a load on a CPU. Without
     ``contexts`` or with ``workers``, it never asks.
     """
 
@@ -152,6 +152,15 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     template_only: bool = False
     contexts: tuple[int, ...] = ()
     asks: bool = False
+
+
+class Granted(msgspec.Struct, frozen=True, kw_only=True):
+    """The context and the number of GPU layers to load. If ``room`` is set, the engine loads nothing yet. It
+    finds how many layers fit into ``room``, the bytes on each GPU, and asks again with what they need."""
+
+    n_ctx: int = 0
+    layers: int = -1
+    room: ByGpu | None = None
 
 
 class Template(msgspec.Struct, frozen=True, kw_only=True):

@@ -136,22 +136,23 @@ class EngineProcess:
         load: m.Load,
         fds: Sequence[int],
         progress: Progress,
-        grant: Callable[[Needs], Awaitable[int]] | None = None,
+        grant: Callable[[Needs], Awaitable[m.Granted]] | None = None,
     ) -> m.Loaded:
-        """Loads a model. Does not close ``fds``. If the process asks, ``grant`` is awaited with what the
-        model needs, and returns the context to load. Raises ModelError if loading fails or the process ends,
+        """Loads a model. Does not close ``fds``. Each time the process asks, ``grant`` is awaited with what
+        the model needs, and returns the answer. Raises ModelError if loading fails or the process ends,
         and the errors of ``grant``."""
         self._progress = progress
         self._link.send(m.LOAD, 0, m.encode(load), m.duplicates(fds))
         self._beat_soon()
-        if grant is not None:
+        while grant is not None and not self._load.done():
             await asyncio.wait((self._load, self._needs), return_when=asyncio.FIRST_COMPLETED)
-            if not self._load.done():
-                await self._ask(grant, self._needs.result())
+            if self._needs.done():
+                needs, self._needs = self._needs.result(), self._loop.create_future()
+                await self._ask(grant, needs)
         self.loaded = await asyncio.shield(self._load)
         return self.loaded
 
-    async def _ask(self, grant: Callable[[Needs], Awaitable[int]], needs: Needs) -> None:
+    async def _ask(self, grant: Callable[[Needs], Awaitable[m.Granted]], needs: Needs) -> None:
         """Awaits ``grant``, unless the process ends first, and passes the answer on."""
         granting = asyncio.ensure_future(grant(needs))
         try:

@@ -24,7 +24,7 @@ import msgspec
 from msgspec.structs import replace
 
 from inferd import log
-from inferd.engine.backend import Backend, Capabilities, EngineState, Grant, Needs, Stream
+from inferd.engine.backend import Backend, Capabilities, EngineState, GpuRoom, Grant, Needs, Stream
 from inferd.engine.events import Embeddings, Ranking
 from inferd.engine.local.child import messages as m
 from inferd.engine.local.child.jobs import EngineRequest, Job, JobQueue
@@ -55,7 +55,7 @@ WORKER_SECS = 15.0
 end the process."""
 
 T = TypeVar("T")
-Choose = Callable[[Needs], Awaitable[int]]
+Choose = Callable[[Needs], Awaitable[m.Granted]]
 """Waits until there is room for a model, and returns the context to load."""
 
 _log = log.get("engine")
@@ -135,14 +135,19 @@ class HostedModel(Backend):
         if self._on_loaded is not None:
             await self._on_loaded(self._loaded)
 
-    async def _granted(self, grant: Grant, needs: Needs) -> int:
-        """Waits until there is room for the model, and returns the context to load."""
+    async def _granted(self, grant: Grant, needs: Needs) -> m.Granted:
+        """Waits until there is room for the model, and returns the answer to its process. A later process
+        loads the same size."""
         granted = await grant(needs)
-        if granted is None:
-            return self._settings.n_ctx
-        self._estimate_bytes, self._gpu_bytes = granted.here, granted.gpus
-        self._settings = replace(self._settings, n_ctx=granted.n_ctx)
-        return granted.n_ctx
+        if isinstance(granted, GpuRoom):
+            return m.Granted(room=granted.gpus)
+        if granted is not None:
+            self._estimate_bytes, self._gpu_bytes = granted.here, granted.gpus
+            self._settings = replace(self._settings, n_ctx=granted.n_ctx)
+            if granted.layers >= 0 and granted.layers != self._settings.n_gpu_layers:
+                _log.warn("gpu_too_small", backend=self.name, gpu_layers=granted.layers)
+                self._settings = replace(self._settings, n_gpu_layers=granted.layers)
+        return m.Granted(n_ctx=self._settings.n_ctx, layers=self._settings.n_gpu_layers)
 
     def ready(self) -> bool:
         return self._loaded is not None and not self._closed and not self._broken
