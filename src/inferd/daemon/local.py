@@ -19,7 +19,8 @@ from inferd.daemon.state_files import look_of, state_files
 from inferd.daemon.templates import findings, key_of, read_template
 from inferd.daemon.threads import in_thread
 from inferd.engine.backend import Backend
-from inferd.engine.local.child.messages import Adapter, Load, Loaded, duplicates
+from inferd.engine.local.child.descriptors import duplicates
+from inferd.engine.local.child.messages import Adapter, Load, Loaded
 from inferd.engine.local.child.spawned import Spawned
 from inferd.engine.local.child.supervisor import HostedModel
 from inferd.engine.local.rpc.workers import is_protected, parts_of

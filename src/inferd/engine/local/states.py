@@ -24,6 +24,7 @@ import msgspec
 from inferd import __version__
 from inferd.engine.backend import Capabilities
 from inferd.engine.local.child import messages as m
+from inferd.engine.local.child.descriptors import close_all
 
 if TYPE_CHECKING:
     from inferd.engine.local._llama import Engine, LeavingState
@@ -98,7 +99,7 @@ class EngineStates:
         try:
             self._engine.file_delivered(number, fds[0] if fds else -1, offset, size)
         finally:
-            m.close_all(fds)
+            close_all(fds)
 
     def _work(self, work: Callable[[], None]) -> None:
         task = self._loop.run_in_executor(None, work)
@@ -176,7 +177,7 @@ class DaemonStates:
         elif not fds:
             self._flushed.set()
         elif self._saving:
-            m.close_all(fds)
+            close_all(fds)
             self._process.kill("it sent a second state before the first was saved")
         else:
             self._saving = True
@@ -204,7 +205,7 @@ class DaemonStates:
             self._process.kill("it sent an unknown message")
             return
         finally:
-            m.close_all(fds)
+            close_all(fds)
             self._saving = False
             self._progress.set()
         self._process.tell_states(m.SAVED, 0, m.encode((number, gone)))

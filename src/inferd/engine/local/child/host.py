@@ -32,6 +32,7 @@ from inferd.engine.events import Done, Frames, Text, Thinking, Usage
 from inferd.engine.local import _llama
 from inferd.engine.local.child import cage
 from inferd.engine.local.child import messages as m
+from inferd.engine.local.child.descriptors import close_all
 from inferd.engine.local.child.link import Link, receive
 from inferd.engine.local.child.load import (
     analyse_template,
@@ -73,7 +74,7 @@ class Host:
             if isinstance(self._model, LlamaCpp) and self._model.states is not None:
                 self._model.states.receive(kind, job, body, fds)
             else:
-                m.close_all(fds)
+                close_all(fds)
         elif kind == m.GRANTED:
             self._granted.put(m.decode(m.Granted, body))
         elif kind == m.PING:

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from inferd.engine.local.child import messages as m
+from inferd.engine.local.child.descriptors import close_all
 from inferd.engine.requests import EmbedRequest, GenerateRequest, RankRequest
 from inferd.errors import EngineEnded, InferdError
 
@@ -65,7 +66,7 @@ class Job:
             self._give_up_turn()
             raise
         if self.left or self._error is not None or not process.running:
-            m.close_all(fds)
+            close_all(fds)
             self._give_up_turn()
             if self.left:
                 return False
@@ -140,7 +141,7 @@ class Job:
         if kind in m.ENDS:
             self._give_up_turn()
         if self.left:
-            m.close_all(fds)
+            close_all(fds)
         else:
             self._messages.append((kind, body, fds))
             self._wake()
@@ -155,7 +156,7 @@ class Job:
 
     def _close_fds(self) -> None:
         for _, _, fds in self._messages:
-            m.close_all(fds)
+            close_all(fds)
         self._messages.clear()
 
     def start(self, process: EngineProcess) -> None:
@@ -243,7 +244,7 @@ async def _pack_aside(request: GenerateRequest) -> Packed:
 
 def _close_packed(packing: asyncio.Future[Packed]) -> None:
     if packing.exception() is None:
-        m.close_all(packing.result()[1])
+        close_all(packing.result()[1])
 
 
 def _size(request: GenerateRequest) -> int:

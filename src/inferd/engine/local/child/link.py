@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import array
 import asyncio
-import contextlib
-import os
 import socket
 import struct
 from collections import deque
 from collections.abc import Callable, Sequence
+
+from inferd.engine.local.child.descriptors import close_all
 
 HEADER = struct.Struct("<IIBB")
 """The size of the body in bytes, the number of the job, the kind, and the number of descriptors."""
@@ -58,7 +58,7 @@ class Link:
         """Queues a message, which is sent soon. The link takes over ``fds`` and closes them once they are
         sent."""
         if self.closed:
-            _close_all(fds)
+            close_all(fds)
             return
         self._out.append((HEADER.pack(len(body), job, kind, len(fds)) + body, tuple(fds)))
         if not self._flushing:
@@ -77,9 +77,9 @@ class Link:
             self._loop.remove_reader(self._sock)
             self._loop.remove_writer(self._sock)
             self._sock.close()
-            _close_all(self._fds)
+            close_all(self._fds)
             for _, fds in self._out:
-                _close_all(fds)
+                close_all(fds)
             self._out.clear()
             self._buffer = bytearray()  # a closed link may be in a reference cycle for long
 
@@ -123,9 +123,9 @@ class Link:
         except BlockingIOError:
             return 0
         except OSError:
-            _close_all(fds)
+            close_all(fds)
             raise
-        _close_all(fds)
+        close_all(fds)
         return sent
 
     def _writable(self) -> None:
@@ -201,9 +201,3 @@ def _descriptors(ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             received.frombytes(data[: len(data) - len(data) % _INT_BYTES])
     return list(received)
-
-
-def _close_all(fds: Sequence[int] | deque[int]) -> None:
-    for fd in fds:
-        with contextlib.suppress(OSError):
-            os.close(fd)

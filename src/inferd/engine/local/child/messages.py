@@ -9,12 +9,11 @@ kills that engine.
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
 import struct
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -294,24 +293,6 @@ def pack(value: object, buffers: Sequence[bytes | memoryview] = ()) -> tuple[byt
         os.close(fd)
         raise
     return b"", [fd]
-
-
-def duplicates(fds: Iterable[int]) -> list[int]:
-    """Returns duplicates of the descriptors of a model's files. Raises ModelError if not all can be made."""
-    made: list[int] = []
-    try:
-        for fd in fds:
-            made.append(os.dup(fd))
-    except OSError as error:
-        close_all(made)
-        raise errors.ModelError(f"the model's files cannot be passed on: {error.strerror}") from error
-    return made
-
-
-def close_all(fds: Iterable[int]) -> None:
-    for fd in fds:
-        with contextlib.suppress(OSError):
-            os.close(fd)
 
 
 def unpack(kind: type[T], body: bytes, fds: Sequence[int]) -> tuple[T, memoryview]:

@@ -25,6 +25,7 @@ import msgspec
 from inferd import log
 from inferd.engine.backend import Needs
 from inferd.engine.local.child import messages as m
+from inferd.engine.local.child.descriptors import duplicates
 from inferd.engine.local.child.link import Link
 from inferd.engine.local.child.spawned import END_SECS, Spawned, ending
 from inferd.errors import InferdError, ModelError
@@ -142,7 +143,7 @@ class EngineProcess:
         the model needs, and returns the answer. Raises ModelError if loading fails or the process ends,
         and the errors of ``grant``."""
         self._progress = progress
-        self._link.send(m.LOAD, 0, m.encode(load), m.duplicates(fds))
+        self._link.send(m.LOAD, 0, m.encode(load), duplicates(fds))
         self._beat_soon()
         while grant is not None and not self._load.done():
             await asyncio.wait((self._load, self._needs), return_when=asyncio.FIRST_COMPLETED)

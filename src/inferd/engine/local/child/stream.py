@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from inferd.engine.backend import Stream
 from inferd.engine.events import Done, Event, Frames, Text, Thinking, ToolUse, Usage
 from inferd.engine.local.child import messages as m
+from inferd.engine.local.child.descriptors import close_all
 from inferd.engine.local.child.jobs import Job
 from inferd.engine.requests import ToolCall
 
@@ -49,7 +50,7 @@ class HostedStream(Stream):
             if self._cancelled:
                 self._job.cancel()
         kind, body, fds = await self._job.next()
-        m.close_all(fds)
+        close_all(fds)
         with self._believed():
             if kind == m.FRAMES:
                 return self._piece(Frames(body), len(body))
