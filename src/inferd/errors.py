@@ -91,9 +91,13 @@ class WireVersionUnsupported(DecodeError):
 
 
 class PromptTooLong(InvalidRequest):
-    """A prompt of at least ``tokens`` tokens for a context of ``limit`` tokens."""
+    """A prompt of at least ``tokens`` tokens for a context of ``limit`` tokens. ``trained`` is the training
+    context of the model; the message advises a larger context only if the model takes one."""
 
-    def __init__(self, message: str, tokens: int, limit: int) -> None:
+    def __init__(self, message: str, tokens: int, limit: int, trained: int | None = None) -> None:
+        if trained is not None:
+            message += ": shorten it"
+            message += " or serve with a larger --n-ctx" if limit < trained else "; the model takes no more"
         super().__init__(message)
         self.details = {"reason": "prompt_too_long", "tokens": tokens, "limit": limit}
 

@@ -272,6 +272,17 @@ async def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers() -> None
             await engine.generate(ask("word " * 1000))
 
 
+async def test_a_larger_context_is_advised_only_if_the_model_takes_one() -> None:
+    trained = load_model().n_ctx_train
+    async with backend(n_ctx=trained) as engine:
+        for text in ("word " * (trained + 1), "word" * 1_000_000):
+            with pytest.raises(InvalidRequest, match="shorten it; the model takes no more"):
+                await engine.generate(ask(text))
+    async with backend(n_ctx=trained - 1) as engine:
+        with pytest.raises(InvalidRequest, match="shorten it or serve with a larger --n-ctx"):
+            await engine.generate(ask("word " * trained))
+
+
 async def test_a_prompt_that_cannot_fit_is_refused_before_it_is_made() -> None:
     most = 256 * load_model(random_llama()).longest_token
     async with backend(n_ctx=256) as engine:

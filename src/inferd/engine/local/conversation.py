@@ -94,6 +94,7 @@ class Family:
     n_batch: int = 0
     most_chars: int = sys.maxsize
     n_ctx: int = 0
+    n_ctx_train: int = 0
 
     def prompt(self, request: GenerateRequest, past: Past, *, thinking: bool) -> _llama.Prompt:
         """Returns the prompt of a request without tools."""
@@ -114,10 +115,10 @@ class Family:
         # rendering.
         if chars > self.most_chars:
             raise PromptTooLong(
-                f"the prompt has {chars} characters and the context holds {self.most_chars} at the very most:"
-                " shorten it or serve with a larger --n-ctx",
+                f"the prompt has {chars} characters and the context holds {self.most_chars} at the very most",
                 max(self.n_ctx + 1, chars * self.n_ctx // self.most_chars),
                 self.n_ctx,
+                self.n_ctx_train,
             )
 
     def render(self, messages: Sequence[Message], past: Past, **more: object) -> _llama.Prompt:

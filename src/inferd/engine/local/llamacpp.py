@@ -161,7 +161,13 @@ class LlamaCpp(Backend):
         _log.info("model loaded", model=config.model, description=model.description, bytes=model.size)
         most_chars = n_ctx * model.longest_token
         family = Family(
-            templates, Guides(model), projector, engine.n_batch, most_chars=most_chars, n_ctx=n_ctx
+            templates,
+            Guides(model),
+            projector,
+            engine.n_batch,
+            most_chars=most_chars,
+            n_ctx=n_ctx,
+            n_ctx_train=model.n_ctx_train,
         )
         shows = preparing.submit(shows_earlier_thoughts, templates, model).result()
         return cls(config, model, family, engine, preparing, shows)

@@ -303,8 +303,8 @@ cdef class Engine:
         job.get().media = prompt.rendered.media
         n += job.get().extra_cells()
         if n > <size_t>self.n_ctx:
-            raise PromptTooLong(f"the prompt is {n} tokens long and the context is {self.n_ctx}: shorten it or "
-                                f"serve with a larger --n-ctx", n, self.n_ctx)
+            raise PromptTooLong(f"the prompt is {n} tokens long and the context is {self.n_ctx}", n, self.n_ctx,
+                                self.model.n_ctx_train)
         for stop in stops:
             c_stops.push_back(stop)
         if grammar:
