@@ -168,8 +168,11 @@ def test_an_address_that_cannot_be_served_ends_the_boot(
     assert (short_dir / "file").exists()
 
 
-def test_a_missing_key_ends_the_boot_before_the_models_are_built(daemon: Start) -> None:
-    assert daemon(mock={"hold": "build"}, tcp="0.0.0.0:47399").wait() == 1
+@pytest.mark.parametrize("options", [{"tcp": "0.0.0.0:47399"}, {"group": "no-such-group"}])
+def test_a_missing_key_or_group_ends_the_boot_before_the_models_are_built(
+    daemon: Start, options: dict[str, str]
+) -> None:
+    assert daemon(mock={"hold": "build"}, **options).wait() == 1
 
 
 def test_tcp_with_a_key(daemon: Start) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import stat
 from pathlib import Path
@@ -10,9 +11,12 @@ from typing import Any
 import pytest
 
 from inferd import __version__, cli
+from inferd.cli import config as config_commands
 from inferd.config import docs
 from inferd.config.settings import OPTIONS
+from tests.cases import cases
 
+LOCAL = {"kind": "llamacpp", "name": "m", "model_path": __file__}
 Capture = pytest.CaptureFixture[str]
 
 
@@ -117,6 +121,22 @@ def test_check_without_a_file_says_so(home: Path, capsys: Capture) -> None:
     assert "there is no config file" in capsys.readouterr().out
 
 
+@cases(
+    "content, reason",
+    [
+        ({"listen": {"tcp": "0.0.0.0:47399"}}, "refusing to serve on 0.0.0.0:47399 without an API key"),
+        ({"http": {"addr": "0.0.0.0:47399"}}, "refusing to serve on 0.0.0.0:47399 without an API key"),
+        ({"backends": [{**LOCAL, "chat_template_file": "/no"}]}, "there is no file /no"),
+    ],
+)
+def test_check_finds_what_a_daemon_would_refuse(
+    content: dict[str, Any], reason: str, home: Path, capsys: Capture
+) -> None:
+    write(home, content)
+    assert config("check") == 1
+    assert reason in capsys.readouterr().err
+
+
 def test_check_finds_a_backend_that_lacks_its_key(home: Path, capsys: Capture) -> None:
     near = {"kind": "bedrock-invoke", "name": "aws", "region": "r", "model_id": "i", "bearer_token_env": "T"}
     write(home, {"backends": [near]})
@@ -162,6 +182,18 @@ def test_init_keeps_an_existing_file_unless_forced(home: Path, capsys: Capture) 
     assert config("init", "--force", "--model", "other") == 0
     assert json.loads(path.read_text())["backends"][0]["model"] == {"name": "other"}
     assert [entry.name for entry in path.parent.iterdir()] == ["config.json"]
+
+
+def test_init_says_that_the_disk_is_full(
+    home: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(config_commands, "_place", full)
+    assert config("init") == 1
+    assert capsys.readouterr().err.endswith("config.json cannot be made: No space left on device\n")
+    assert [*(home / ".inferd").iterdir()] == []
 
 
 def test_init_says_where_it_cannot_write(home: Path, capsys: Capture) -> None:

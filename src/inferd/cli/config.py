@@ -85,14 +85,26 @@ def check(file: Path | None) -> None:
     _tell(given)
     if given.problem is not None:
         raise given.problem
-    _check_models(given)
+    _check_files(given)
+    _check_addresses(given)
     if given.path.exists():
         say(f"{given.path} is sound")
     else:
         say(f"there is no config file at {given.path}; `inferd config init` makes one")
 
 
-def _check_models(given: LoadedConfig) -> None:
+def _check_addresses(given: LoadedConfig) -> None:
+    """Raises an error if an address needs an API key, or if the group of the sockets does not exist."""
+    from inferd.daemon import addresses
+    from inferd.serve import bind
+
+    settings = given.settings
+    addresses.check(settings, {})
+    if settings.http is not None:
+        bind.check_key(settings.http, has_key=bool(settings.api_key or settings.http_key_file))
+
+
+def _check_files(given: LoadedConfig) -> None:
     """Raises an error if a configured model is neither in the store nor in the catalogue, or if a file is
     missing."""
     from inferd.store.fetch import resolve
@@ -102,7 +114,8 @@ def _check_models(given: LoadedConfig) -> None:
     for entry in given.settings.backends:
         if isinstance(entry, LlamaCppEntry):
             adapters = (adapter.path for adapter in entry.lora)
-            for source in (entry.model, entry.model_path, entry.mmproj, entry.draft, *adapters):
+            files = (entry.model, entry.model_path, entry.mmproj, entry.draft, entry.chat_template_file)
+            for source in (*files, *adapters):
                 if isinstance(source, ModelSpec):
                     resolve(store, source)
                 elif source is not None and not Path(source).is_file():
@@ -150,7 +163,8 @@ def _write(path: Path, text: str, force: bool) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise ConfigError(f"config file {path} cannot be made: {error.strerror}: {error.filename}") from None
+        where = f": {error.filename}" if error.filename else ""
+        raise ConfigError(f"config file {path} cannot be made: {error.strerror}{where}") from None
 
 
 def _place(made: Path, path: Path, force: bool) -> None:

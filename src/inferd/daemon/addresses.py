@@ -78,10 +78,12 @@ def bind_surface(settings: Settings, name: str, passed: Mapping[str, Bound]) -> 
     return bind.bind_unix(path, mode, group)
 
 
-def check_keys(settings: Settings, passed: Mapping[str, Bound]) -> None:
-    """Raises AddressError if a surface has a TCP address beyond loopback and no API key is set. Without this
-    check, :func:`bind_surface` would raise the error, but later. Skips surfaces whose socket the service
-    manager has ``passed``."""
+def check(settings: Settings, passed: Mapping[str, Bound]) -> None:
+    """Raises AddressError if a surface has a TCP address beyond loopback and no API key is set, or if the
+    group of the sockets does not exist. Without this check, :func:`bind_surface` would raise the error, but
+    later. Skips surfaces whose socket the service manager has ``passed``."""
+    if settings.group is not None:
+        bind.group_id(settings.group)
     for name, (tcp, _) in _pairs(settings).items():
         if tcp is not None and name in settings.surfaces and name not in passed:
             bind.check_key(tcp, has_key=settings.api_key is not None)

@@ -183,7 +183,7 @@ class Daemon:
             from inferd.daemon import bridge
 
             bridge.check(settings)
-        addresses.check_keys(settings, self._places.passed)  # fail before a model is fetched and loaded
+        addresses.check(settings, self._places.passed)  # fail before a model is fetched and loaded
         held.push_async_callback(self._spare.close)
         held.push_async_callback(self._backends.close)
         held.push_async_callback(self._models.close)

@@ -72,7 +72,7 @@ def bind_unix(path: Path, mode: int, group: str | None = None) -> Bound:
             f"socket path {path} is longer than the {MAX_UNIX_PATH_BYTES} bytes that the system allows;"
             " choose a shorter one"
         )
-    gid = -1 if group is None else _group_id(group)
+    gid = -1 if group is None else group_id(group)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     umask = os.umask(0o077)
     try:
@@ -118,7 +118,8 @@ def _give_to(path: Path, gid: int) -> os.stat_result:
     return found
 
 
-def _group_id(group: str) -> int:
+def group_id(group: str) -> int:
+    """Raises AddressError if there is no such group."""
     try:
         return grp.getgrnam(group).gr_gid
     except KeyError:
