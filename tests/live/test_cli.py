@@ -230,6 +230,10 @@ def test_over_tcp_with_a_key(daemon: Daemon, tmp_path: Path) -> None:
     refused = user("run", "hi", "--address", address, INFERD_API_KEY="wrong")
     assert refused.returncode == 3
     assert "check the API key" in refused.stderr
+    for command in ("run", "hi"), ("start",):
+        elsewhere = user(*command)
+        assert elsewhere.returncode == 3
+        assert "the daemon that runs serves text at another address" in elsewhere.stderr
 
 
 # Boot and shutdown.

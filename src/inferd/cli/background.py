@@ -41,6 +41,7 @@ command connects."""
 
 
 _NOT_SERVED: dict[Surface, str] = {
+    "v1": "the daemon that runs serves text at another address; give it by `--address` or INFERD_ADDRESS",
     "v2": "the daemon does not serve v2, which attachments and tools need; start it with `inferd serve --v2`",
     "embed": "no daemon serves embeddings; stop the one that runs, if any, and start one with an embedding"
     " model: `inferd serve --embed --model-path FILE.gguf`",
@@ -73,7 +74,9 @@ def connect(client: Client, target: Target, show: Callable[[Frame], None], *, co
     try:
         client.connect(surface=target.surface)
     except DaemonUnreachable:
-        if target.surface == "v1" or target.address.startswith("tcp://") or Path(target.address).exists():
+        if target.address.startswith("tcp://") or Path(target.address).exists():
+            raise
+        if target.surface == "v1" and not is_held(target.settings.lock):
             raise
         raise SurfaceNotServed(
             f"{_NOT_SERVED[target.surface]} (there is no socket at {target.address})"
