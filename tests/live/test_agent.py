@@ -98,7 +98,14 @@ def test_names_a_missing_bridge_model_or_agent(
     for arguments, code, sentence in (
         (["http://127.0.0.1:1", "claude"], 3, "inferd serve --http"),
         ([bridge.base, "claude"], 2, "npm install -g @anthropic-ai/claude-code"),
+        ([bridge.base.removeprefix("http://"), "claude"], 2, "npm install -g @anthropic-ai/claude-code"),
         ([bridge.base, "--model", "none", "claude"], 2, "served are: mock"),
     ):
         assert cli.main(["agent", "--url", *arguments]) == code
         assert sentence in capsys.readouterr().err
+
+
+def test_a_wrong_key_is_not_reported_as_a_missing_bridge(capsys: pytest.CaptureFixture[str]) -> None:
+    with BridgeProcess(mock={}, api_key="right") as locked:
+        assert cli.main(["agent", "--url", locked.base, "claude"]) == 3
+    assert f"the HTTP bridge at {locked.base} refuses the key" in capsys.readouterr().err

@@ -14,6 +14,7 @@ import pytest
 import trustme
 
 from inferd import cli
+from inferd.cli import loaded
 from inferd.store import https
 from inferd.store.models import ModelStore
 from tests.shell import Shell, Terminal
@@ -216,3 +217,17 @@ def test_import_of_a_file_that_cannot_be_read(home: Path, capsys: Capture) -> No
     run("import", "/proc/self/mem", code=1)
     sentence = "inferd: cannot read the model file /proc/self/mem: Input/output error\n"
     assert capsys.readouterr().err.endswith(sentence)
+
+
+def test_ps_names_the_model_and_its_entry() -> None:
+    row = {
+        "name": "main",
+        "running": 1,
+        "waiting": 0,
+        "n_ctx": 8,
+        "device": "cpu",
+        "pinned": True,
+        "engine": None,
+    }
+    names = [loaded._loaded({**row, "model": model})[0] for model in ("m", "main", "")]
+    assert names == ["m (main)", "main", "main"]

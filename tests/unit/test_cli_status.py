@@ -122,6 +122,7 @@ ENGINE = {
     [
         ({}, ["ready", "process 81, 171 MB"]),
         ({"restarts": 2, "last_end": "SIGSEGV"}, ["ready", "restarted 2 times, last because of: SIGSEGV"]),
+        ({"restarts": 1, "last_end": "SIGSEGV"}, ["ready", "restarted once, last because of: SIGSEGV"]),
         ({"silent_secs": 12.0}, ["stuck 12 s", "no sign of life for 12 s"]),
         ({"gpu_bytes": {"Vulkan0": 306_000_000}}, ["ready", "process 81, 171 MB, 306 MB on Vulkan0"]),
         ({"pid": 0}, ["restarting", "no process"]),

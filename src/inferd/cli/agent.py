@@ -18,7 +18,7 @@ from inferd.cli.agents import AGENTS, DIRECTORY, INSTALL, Launch, Served
 from inferd.cli.say import say
 from inferd.config import sources
 from inferd.config.addresses import HttpAddress
-from inferd.errors import DaemonUnreachable, UsageError
+from inferd.errors import DaemonUnreachable, KeyRefused, UsageError
 
 LEAST_WINDOW = 16_384
 """The smallest useful context. The first requests of agents have 5,000 to 16,000 tokens."""
@@ -73,10 +73,14 @@ def find(url: str | None, model: str | None) -> Served:
         url = f"{scheme}://{settings.http or HttpAddress().bare}"
     key = settings.api_key.reveal() if settings.api_key is not None else _NO_KEY
     base = url.rstrip("/").removesuffix("/v1")
+    if "://" not in base:
+        base = f"http://{base}"
     try:
         answer = httpx.get(
             f"{base}/v1/models", headers={"Authorization": f"Bearer {key}"}, timeout=_TIMEOUT_SECS
         )
+        if answer.status_code == httpx.codes.UNAUTHORIZED:
+            raise KeyRefused(f"the HTTP bridge at {base} refuses the key; set INFERD_API_KEY to its key")
         listed: list[dict[str, Any]] = answer.json()["data"]
     except (httpx.HTTPError, ValueError, LookupError, TypeError):
         raise DaemonUnreachable(

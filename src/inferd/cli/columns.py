@@ -51,6 +51,10 @@ def cut(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
+def times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
 def duration(seconds: float) -> str:
     """Formats a time in a suitable unit, such as ``0.42 ms``, ``85 ms``, ``3.1 s``, ``12 min`` or ``5 h``."""
     for limit, unit, name in ((1, 1e-3, "ms"), (120, 1, "s"), (7200, 60, "min"), (172800, 3600, "h")):

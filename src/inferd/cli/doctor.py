@@ -22,6 +22,7 @@ from typing import Any
 import click
 
 from inferd.cli import check_models, check_places
+from inferd.cli.columns import times
 from inferd.cli.finding import Finding, Findings, State
 from inferd.cli.say import say, say_json
 from inferd.client import AdminClient
@@ -83,7 +84,8 @@ def examine() -> Findings:
     for note in given.notes:
         yield Finding("config", "warn", note)
     if given.problem is None and not given.notes:
-        yield Finding("config", "ok", "readable, or not there")
+        found = f"{given.path} is sound" if given.path.exists() else f"there is no file {given.path}"
+        yield Finding("config", "ok", found)
     checks: list[tuple[str, Callable[[Settings], Findings]]] = [
         ("fastpath", _fastpath),
         ("event loop", _event_loop),
@@ -232,7 +234,7 @@ def _engine_process(name: str, engine: dict[str, Any]) -> Finding:
         silent = f"no sign of life for {engine['silent_secs']:g} s"
         return Finding(what, "warn", silent, "inferd ends it and starts it again; the log says when")
     if engine["restarts"]:
-        often = f"was started again {engine['restarts']} times, last because of: {engine['last_end']}"
+        often = f"was started again {times(engine['restarts'])}, last because of: {engine['last_end']}"
         return Finding(what, "warn", often, "the activity log says where it ended: engine_crashed")
     missing = [f"{layer}: {state}" for layer, state in engine["cage"].items() if state not in _IN_FORCE]
     if missing:

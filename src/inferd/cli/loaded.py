@@ -46,8 +46,9 @@ def _loaded(row: Frame) -> tuple[object, ...]:
     sizes = [megabytes(engine[key]) if engine.get(key) else "-" for key in ("file_bytes", "memory_bytes")]
     on_gpus = sum(engine.get("gpu_bytes", {}).values())
     unused = "-" if row["running"] else duration(row["idle_secs"])
+    name, model = row["name"], row["model"]
     return (
-        row["name"],
+        name if model in ("", name) else f"{model} ({name})",
         sizes[0],
         f"{row['n_ctx']:,}" if row["n_ctx"] else "-",
         sizes[1],
@@ -101,6 +102,7 @@ def unload_command(name: str) -> None:
     with AdminClient(admin_address(), timeout=UNLOAD_SECS) as admin:
         running = admin.unload(name)
     if running:
-        say(f"{name} is unloaded when its {running} running requests have ended")
+        requests = "request has" if running == 1 else f"{running} running requests have"
+        say(f"{name} is unloaded when its {requests} ended")
     else:
         say(f"{name} is unloaded")

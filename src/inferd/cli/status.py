@@ -22,6 +22,7 @@ from inferd.cli.columns import (
     rate,
     screen_width,
     time_or_dash,
+    times,
     wrapped,
 )
 from inferd.cli.say import say
@@ -184,7 +185,7 @@ def engine_line(row: Frame | None) -> str:
     memory = f"{megabytes(engine['memory_bytes'])}{''.join(gpus)}{partly(row or {})}"
     parts = [f"process {engine['pid']}, {memory}"] if engine["pid"] else ["no process"]
     if engine["restarts"]:
-        parts.append(f"restarted {engine['restarts']} times, last because of: {engine['last_end']}")
+        parts.append(f"restarted {times(engine['restarts'])}, last because of: {engine['last_end']}")
     if engine["silent_secs"]:
         parts.append(f"no sign of life for {duration(engine['silent_secs'])}")
     if engine["problem"]:

@@ -48,7 +48,7 @@ MAX_REDIRECTS = 10
 HUB = "https://huggingface.co"
 
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
-_FORM = "hf:ORG/REPO/FILE or hf:ORG/REPO/FILE@REVISION"
+_FORM = "hf:ORG/REPO/FILE[@REVISION] or hf:ORG/REPO[:QUANT]"
 _HUB_FILE = re.compile(
     r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/(?P<file>[^@#?\\]+)(?:@(?P<revision>[\w./-]+))?",
     re.ASCII,
@@ -269,6 +269,7 @@ def attempt(
             f"no connection within {CONNECT_SECS:g} s" if connecting else f"nothing came for {STALL_SECS:g} s"
         )
     except httpx.TransportError as error:
+        reason = str(error) or type(error).__name__
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, ssl.SSLCertVerificationError):
@@ -277,9 +278,11 @@ def attempt(
                     "and the clock, or add the certificate to the system's"
                 ) from error
             if isinstance(cause, socket.gaierror) and cause.errno != socket.EAI_AGAIN:
-                raise FetchError("no server of that name is known; check the address") from error
+                host = error.request.url.host
+                raise FetchError(f"no server named {host} is known; check the address") from error
+            reason = (cause.strerror if isinstance(cause, OSError) else None) or reason
             cause = cause.__cause__ or cause.__context__
-        return Setback(str(error) or type(error).__name__)
+        return Setback(reason)
 
 
 def _exchange(
