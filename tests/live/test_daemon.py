@@ -168,8 +168,16 @@ def test_an_address_that_cannot_be_served_ends_the_boot(
     assert (short_dir / "file").exists()
 
 
-@pytest.mark.parametrize("options", [{"tcp": "0.0.0.0:47399"}, {"group": "no-such-group"}])
-def test_a_missing_key_or_group_ends_the_boot_before_the_models_are_built(
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tcp": "0.0.0.0:47399"},
+        {"group": "no-such-group"},
+        {"http": "127.0.0.1:0", "http_key_file": __file__},
+        {"http": "127.0.0.1:0", "http_cert": __file__},
+    ],
+)
+def test_a_setting_that_cannot_be_used_ends_the_boot_before_the_models_are_built(
     daemon: Start, options: dict[str, str]
 ) -> None:
     assert daemon(mock={"hold": "build"}, **options).wait() == 1

@@ -126,6 +126,10 @@ def test_check_without_a_file_says_so(home: Path, capsys: Capture) -> None:
     [
         ({"listen": {"tcp": "0.0.0.0:47399"}}, "refusing to serve on 0.0.0.0:47399 without an API key"),
         ({"http": {"addr": "0.0.0.0:47399"}}, "refusing to serve on 0.0.0.0:47399 without an API key"),
+        (
+            {"http": {"addr": "127.0.0.1:1", "cert": __file__}},
+            "it must be a chain in PEM",
+        ),
         ({"backends": [{**LOCAL, "chat_template_file": "/no"}]}, "there is no file /no"),
     ],
 )

@@ -6,10 +6,12 @@ import socket
 from pathlib import Path
 
 import pytest
+import trustme
 
 from inferd.cli import check_places
 from inferd.config import sources
-from inferd.errors import AddressError
+from inferd.errors import AddressError, ConfigError
+from inferd.http import files
 
 
 def said(name: str = "HTTP bridge") -> str:
@@ -29,5 +31,23 @@ def test_an_address_beyond_loopback_needs_keys(home: Path, monkeypatch: pytest.M
     monkeypatch.setenv("INFERD_HTTP", "0.0.0.0:0")
     with pytest.raises(AddressError, match="without an API key"):
         said()
-    monkeypatch.setenv("INFERD_HTTP_KEY_FILE", str(home / "keys"))
+    keys = home / "keys"
+    monkeypatch.setenv("INFERD_HTTP_KEY_FILE", str(keys))
+    keys.write_text("ada sk-1f2e3d4c5b6a7988\n")
+    keys.chmod(0o644)
+    with pytest.raises(ConfigError, match="can be read by other users"):
+        said()
+    keys.chmod(0o600)
     assert said().startswith("ok: ")
+
+
+def test_a_certificate_is_usable_with_its_own_private_key_alone(tmp_path: Path) -> None:
+    ca = trustme.CA()
+    for name in ("own", "other"):
+        made = ca.issue_cert("localhost")
+        made.private_key_and_cert_chain_pem.write_to_path(str(tmp_path / name))
+        made.private_key_pem.write_to_path(str(tmp_path / f"{name}.key"))
+    files.check(None, tmp_path / "own", None)
+    files.check(None, tmp_path / "own", tmp_path / "own.key")
+    with pytest.raises(ConfigError, match=r"the certificate .* cannot be used"):
+        files.check(None, tmp_path / "own", tmp_path / "other.key")

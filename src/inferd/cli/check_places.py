@@ -200,6 +200,10 @@ def _tcp(name: str, address: str, settings: Settings, running: bool) -> Finding:
 
     keys = (settings.api_key, settings.http_key_file if name == _HTTP else None)
     check_key(address, has_key=any(key is not None for key in keys))
+    if name == _HTTP:
+        from inferd.http import files
+
+        files.check(settings.http_key_file, settings.http_cert, settings.http_key)
     return Finding(name, "ok", f"{address} is free")
 
 

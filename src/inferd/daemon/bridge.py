@@ -12,9 +12,10 @@ import asyncio
 import contextlib
 import importlib.util
 import secrets
+import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -27,6 +28,7 @@ from inferd.errors import AddressError, ConfigError
 from inferd.serve import bind
 
 COMMAND = (sys.executable, "-m", "inferd.http")
+CHECK = (sys.executable, "-m", "inferd.http.files")
 PAUSES_SECS = (0.0, 1.0, 5.0, 30.0)
 """The delays before the first restart, the second, and so on. After a child has run for ``STABLE_SECS``, the
 next delay is the first one again."""
@@ -42,18 +44,36 @@ _log = log.get("bridge")
 
 def check(settings: Settings) -> None:
     """Checks the packages, the files, the v2 surface and the address that the bridge needs. Raises
-    ConfigError or AddressError."""
+    ConfigError or AddressError. Otherwise the bridge would end with the error at each start."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(
             f"--http needs packages that are not installed; run: pip install {' '.join(missing)}"
         )
-    for file in (settings.http_key_file, settings.http_cert, settings.http_key):
+    files = (settings.http_key_file, settings.http_cert, settings.http_key)
+    for file in files:
         if file is not None and not file.is_file():
             raise ConfigError(f"{file}, which the HTTP bridge needs, is not there")
+    if any(files):
+        _check_contents([_path(file) or "" for file in files])
     if "v2" not in settings.surfaces:
         raise ConfigError("the HTTP bridge needs v2; leave out --no-v2 or --http")
     bind_address(settings).close()  # the daemon binds the address again when it can serve
+
+
+def _check_contents(files: Sequence[str]) -> None:
+    """Raises ConfigError if the key file or the certificate cannot be used."""
+    checked = subprocess.run(  # noqa: S603 - our own interpreter with fixed arguments
+        [*CHECK, *files],
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        start_new_session=True,  # without a terminal, in which OpenSSL would ask for a pass phrase
+        check=False,
+    )
+    if checked.returncode:
+        reason = checked.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise ConfigError(f"HTTP: {reason or 'the check of its files failed'}")
 
 
 def has_keys(settings: Settings) -> bool:

@@ -14,7 +14,6 @@ import gc
 import logging
 import signal
 import socket
-import ssl
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,7 +24,7 @@ import uvloop
 
 from inferd import __version__, log
 from inferd.errors import ConfigError
-from inferd.http import endpoints
+from inferd.http import endpoints, files
 from inferd.http.app import Bridge, Options
 from inferd.http.keys import Keys
 from inferd.http.protocol import Protocol
@@ -79,7 +78,11 @@ def main() -> int:
 
 def run(setup: Setup, *, supervised: bool = False) -> int:
     """Serves until a signal arrives or, if ``supervised``, standard input ends. Raises ConfigError."""
-    keys = Keys(Path(setup.key_file) if setup.key_file else None, setup.single_key)
+    key_file, cert, cert_key = (
+        None if path is None else Path(path) for path in (setup.key_file, setup.cert, setup.cert_key)
+    )
+    files.check(key_file, cert, cert_key)
+    keys = Keys(key_file, setup.single_key)
     bridge = Bridge(
         Options(
             addresses=setup.addresses,
@@ -92,7 +95,6 @@ def run(setup: Setup, *, supervised: bool = False) -> int:
             api_key=setup.api_key,
         )
     )
-    _check_certificate(setup)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     activity = log.setup(setup.log_level, Path(setup.log_dir) if setup.log_dir else None)
     gc.freeze()  # the garbage collector need not scan objects that stay until the end
@@ -172,13 +174,3 @@ class _Server(uvicorn.Server):
         finally:
             for number in numbers:
                 loop.remove_signal_handler(number)
-
-
-def _check_certificate(setup: Setup) -> None:
-    if setup.cert is None:
-        return
-    try:
-        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(setup.cert, setup.cert_key)
-    except (OSError, ssl.SSLError) as error:
-        reason = error.strerror or str(error)
-        raise ConfigError(f"the certificate {setup.cert} cannot be used: {reason}") from None
