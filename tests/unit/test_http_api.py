@@ -332,7 +332,7 @@ def test_a_failed_response_marks_errors_that_are_not_retryable() -> None:
 
 def test_names_of_models() -> None:
     models = Models({"claude-*": "m"})
-    with pytest.raises(HttpFailure, match="not ready"):
+    with pytest.raises(HttpFailure, match="no daemon is running"):
         models.find("m")
     models.ready = True
     models.update(
@@ -361,8 +361,14 @@ def test_names_of_models() -> None:
         assert models.find(name, "v2").name == "m"
     assert models.find("default", "embed").name == "e"
     for name in ("M", "s", "gpt-9", "e"):
-        with pytest.raises(UnknownModel):
+        with pytest.raises(UnknownModel) as caught:
             models.find(name, "v2")
+        told = failures.of(caught.value).ollama()
+        assert told == (
+            f"the model '{name}' generates no text; served are: m, other"
+            if name in "es"
+            else f"model '{name}' not found"
+        )
 
 
 def test_each_kind_of_failure_has_its_retry_headers_and_shapes() -> None:

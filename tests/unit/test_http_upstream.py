@@ -7,6 +7,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import orjson
 import pytest
@@ -16,6 +17,7 @@ from inferd.errors import ConnectionLost
 from inferd.http.lasting import LastingConnection
 from inferd.http.models import Model, Models
 from inferd.http.upstream import Asker, Upstream
+from tests.in_process import until
 from tests.scripted_peer import Peer, Script, frames
 
 VECTORS: dict[str, object] = {
@@ -48,6 +50,24 @@ async def test_a_key_says_how_long_a_model_stays_only_with_a_token(
     assert await passes(f"uid:{os.getuid()}")
     assert await passes("uid:0")
     assert await passes("key:bob", token="t" * 64)  # the daemon knows that this is a key
+
+
+async def test_the_bridge_says_why_it_cannot_serve(short_dir: Path) -> None:
+    async def boot(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'{"id":"admin","type":"status","status":"starting"}\n')
+        await reader.read()
+        writer.close()
+
+    models, address = Models({}), short_dir / "admin.sock"
+    upstream = Upstream({"admin": str(address)}, models)
+    assert "no daemon is running" in models.why_not
+    async with await asyncio.start_unix_server(boot, address):
+        await upstream.start()
+        await until(lambda: "its models are being loaded" in models.why_not)
+        await upstream.aclose()
+    await upstream.start()
+    await until(lambda: "no daemon is running" in models.why_not)
+    await upstream.aclose()
 
 
 @contextlib.contextmanager

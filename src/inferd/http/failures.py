@@ -98,13 +98,15 @@ class BadField(HttpFailure):
 
 
 class UnknownModel(HttpFailure):
-    """A request names a model that the daemon does not serve."""
+    """A request names a model that the daemon does not serve, or that is ``lacking`` what the request needs.
+    ``model`` is ``None`` in the second case."""
 
     fault = "client"
 
-    def __init__(self, model: str, served: str) -> None:
-        super().__init__("model_not_found", f"the model {model!r} is not served; served are: {served}")
-        self.model = model
+    def __init__(self, model: str, served: str, lacking: str = "") -> None:
+        fault = lacking or "is not served"
+        super().__init__("model_not_found", f"the model {model!r} {fault}; served are: {served}")
+        self.model = None if lacking else model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

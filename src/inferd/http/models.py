@@ -19,6 +19,14 @@ DEFAULT_ALIAS = "default"
 LATEST = ":latest"
 
 Task = Literal["v2", "embed", "rerank"]
+NO_DAEMON = "no daemon is running; start one with `inferd serve`"
+STOPPING = "the daemon is stopping"
+LOADING = "the daemon is not ready; its models are being loaded"
+_LACKING: dict[Task, str] = {
+    "v2": "generates no text",
+    "embed": "computes no embeddings",
+    "rerank": "ranks no documents",
+}
 _TASKS: tuple[Task, ...] = ("v2", "embed", "rerank")
 
 
@@ -79,6 +87,8 @@ class Models:
         self._entries: dict[str, str] = {}
         self._loads: dict[str, float] = {}
         self.ready = False
+        self.why_not = NO_DAEMON
+        """The reason why the daemon is not ready."""
 
     def update(self, frames: Sequence[Mapping[str, Any]]) -> None:
         """Replaces the backends. ``frames`` are the daemon's ``capabilities`` frames, one for each backend,
@@ -164,7 +174,7 @@ class Models:
         Raises UnknownModel if no model matches, and HttpFailure while the daemon is not ready.
         """
         if not self.ready:
-            raise HttpFailure("unavailable", "the daemon is not ready; its models are being loaded")
+            raise HttpFailure("unavailable", self.why_not)
         if task is not None and name == DEFAULT_ALIAS and task in self._served:
             return self._served[task]
         wanted = {name, name.removesuffix(LATEST), self._aliased(name), self._entries.get(name)}
@@ -175,7 +185,10 @@ class Models:
         for names, model in self._names:
             if names & wanted and (task is None or task in model.tasks):
                 return self._with_file(model)
-        raise UnknownModel(name, ", ".join(model.name for model in known) or "none for this endpoint")
+        served = ", ".join(model.name for model in known) or "none for this endpoint"
+        if task is not None and any(model.name in wanted for model in self.all()):
+            raise UnknownModel(name, served, lacking=_LACKING[task])
+        raise UnknownModel(name, served)
 
     def _aliased(self, name: str) -> str | None:
         return next(

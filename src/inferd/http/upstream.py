@@ -31,7 +31,7 @@ from inferd.config import paths
 from inferd.errors import ConnectionLost, DaemonUnreachable, InferdError
 from inferd.http.api.request import Generation
 from inferd.http.lasting import LastingConnection
-from inferd.http.models import Model, Models
+from inferd.http.models import LOADING, NO_DAEMON, STOPPING, Model, Models
 
 Reply = AsyncReply[Event, MessageDone]
 
@@ -207,7 +207,7 @@ class Upstream:
                     backoff = Backoff(float("inf"))
                     await self._take_events(admin)
             except (DaemonUnreachable, ConnectionLost):
-                pass
+                self.models.why_not = NO_DAEMON
             except InferdError as error:
                 _log.warn("daemon_state_unreadable", error=str(error))
             self.models.ready = False
@@ -217,6 +217,7 @@ class Upstream:
         told: list[Mapping[str, Any]] = []
         async for frame in admin.events():
             status = frame["status"]
+            self.models.why_not = LOADING
             if status == "capabilities":
                 told.append(frame)
             elif status == "model":
@@ -229,4 +230,5 @@ class Upstream:
                     told = []
                 self.models.ready = True
             elif status in ("draining", "failed"):
+                self.models.why_not = STOPPING
                 self.models.ready = False
