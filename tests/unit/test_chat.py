@@ -220,3 +220,15 @@ def test_the_results_of_tools_are_asked_for_and_sent(
     out, err = capsys.readouterr()
     assert '{"tool_call_id": "tc-rain", "name": "rain", "input": {"at": "Oslo"}}' in out
     assert err == "(the question is taken back)\n"
+
+
+def test_a_conversation_that_is_too_long_can_be_reset(peer: Peer, capsys: pytest.CaptureFixture[str]) -> None:
+    code = {"type": "error", "code": "invalid_request", "reason": "prompt_too_long", "tokens": 9, "limit": 8}
+    too_long = [{**code, "message": "too long"}]
+    chat = chat_with(peer, too_long, says("1"), too_long)
+    chat.ask("a")
+    assert capsys.readouterr().err == "inferd: too long\n"
+    chat.ask("b")
+    chat.ask("c")
+    assert capsys.readouterr().err == "inferd: too long\n(/reset starts a new conversation)\n"
+    chat.close()

@@ -32,7 +32,7 @@ from inferd.client import Attachment, Done, MessageDone, Text, Token, ToolUse, t
 from inferd.client.protocol import OnProgress
 from inferd.config import paths
 from inferd.controls import one_line
-from inferd.errors import InferdError, UsageError
+from inferd.errors import InferdError, RequestFailed, UsageError
 from inferd.store.runtime import ensure_private_dir
 
 _HELP = """\
@@ -195,6 +195,9 @@ class Chat:
         except InferdError as error:
             answer.end()
             say(f"inferd: {one_line(error)}", err=True)
+            details = error.details if isinstance(error, RequestFailed) else {}
+            if self.turns and details.get("reason") == "prompt_too_long":
+                say("(/reset starts a new conversation)", err=True)
         if said:
             self.turns += [question, {"role": "assistant", "content": "".join(said)}]
         return []

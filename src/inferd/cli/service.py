@@ -107,12 +107,18 @@ class Manager(ABC):
         except (OSError, subprocess.TimeoutExpired) as error:
             raise ServiceError(f"{self._program} cannot be run: {error}") from None
 
-    def _do(self, *arguments: str) -> None:
+    def _do(self, *arguments: str, advice: str = "") -> None:
         done = self._try(*arguments)
         if done.returncode:
             name = Path(self._program).name
             reason = done.stderr.strip().rpartition("\n")[2] or f"it ended with {done.returncode}"
-            raise ServiceError(f"`{name} {' '.join(arguments)}` failed: {reason}")
+            raise ServiceError(f"`{name} {' '.join(arguments)}` failed: {reason}{advice}")
+
+
+_NO_MANAGER = (
+    "; the systemd of your user runs after a login, but not after su or sudo; where it never runs, have"
+    " another service manager run `inferd serve`"
+)
 
 
 class Systemd(Manager):
@@ -128,7 +134,7 @@ class Systemd(Manager):
         self._socket = directory / "inferd.socket"
 
     def install(self, settings: Settings, *, on_demand: bool, gpu: bool) -> list[Path]:
-        self._do("--user", "list-units", "inferd.*")  # fails without a manager
+        self._do("--user", "list-units", "inferd.*", advice=_NO_MANAGER)
         wanted = {self._service: units.user_unit(_command(), gpu=gpu, on_demand=on_demand)}
         if on_demand:
             wanted[self._socket] = units.user_socket()
