@@ -188,14 +188,20 @@ def test_an_incomplete_answer_is_reported(capsys: pytest.CaptureFixture[str]) ->
     assert bounds.MAX_TOKENS == llamacpp.MAX_TOKENS == 1000
 
 
-def test_an_error_in_the_middle_of_an_answer_has_its_own_line(
-    home: Path, peer: Callable[[Script], Peer], capsys: pytest.CaptureFixture[str]
+def test_on_a_terminal_an_error_in_the_middle_of_an_answer_has_its_own_line(
+    home: Path,
+    peer: Callable[[Script], Peer],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def answer(connection: socket.socket, line: bytes) -> None:
         token = {"type": "token", "id": json.loads(line)["id"], "content": "Hel"}
         error = {**token, "type": "error", "code": "backend_unavailable", "message": "it ended"}
         connection.sendall(f"{json.dumps(token)}\n{json.dumps(error)}\n".encode())
 
+    assert cli.main(["run", "hi", "--address", str(peer(answer).path)]) == 4
+    assert capsys.readouterr() == ("Hel", "inferd: it ended\n")  # a pipe gets the text unchanged
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     assert cli.main(["run", "hi", "--address", str(peer(answer).path)]) == 4
     assert capsys.readouterr() == ("Hel\n", "inferd: it ended\n")
 

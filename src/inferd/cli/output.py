@@ -18,8 +18,8 @@ from inferd.wire.bounds import MAX_TOKENS
 class Answer:
     """Streams text to stdout and flushes it.
 
-    On a terminal, control characters are replaced and words are wrapped. A pipe gets the text unchanged. If a
-    ``with`` block ends with an error of inferd, the answer ends, too, so that the message has its own line.
+    On a terminal, control characters are replaced and words are wrapped, and if a ``with`` block ends with an
+    error of inferd, the message has its own line. A pipe gets the text unchanged.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -34,7 +34,7 @@ class Answer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, InferdError):
+        if self._terminal and isinstance(error, InferdError):
             self.end()
 
     def write(self, text: str) -> None:
