@@ -13,6 +13,10 @@ import pytest
 from inferd import errors
 from inferd.cli import background
 from inferd.config import sources
+from inferd.config.settings import DEFAULT_MODEL
+from inferd.store.catalogue import CATALOGUE
+from inferd.store.models import ModelStore
+from tests.tiny_model import CONTENT, stock
 
 # The background daemon.
 
@@ -57,6 +61,30 @@ def test_a_background_daemon_is_detached_and_stops_when_idle(
     assert background.log_path(settings).stat().st_mode & 0o777 == 0o600
 
 
+def test_a_stored_model_replaces_the_default_one_only_if_that_must_be_downloaded(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+    monkeypatch.setattr(background.subprocess, "Popen", lambda command, **how: seen.append(command))
+    settings, _ = sources.load({})
+    store = ModelStore(settings.models_home)
+    stock(store, "mine", CONTENT)
+
+    def flags(model: str | None) -> list[str]:
+        background._start(sources.load({})[0], model)
+        return seen[-1][6:]
+
+    assert flags("mine") == ["--model", "mine"]
+    assert flags(None) == flags("other") == []
+    monkeypatch.setenv("INFERD_MODEL", "chosen")
+    assert flags("mine") == []
+    monkeypatch.delenv("INFERD_MODEL")
+    blob = store.blob_path(CATALOGUE[DEFAULT_MODEL].sha256)
+    blob.parent.mkdir(parents=True)
+    blob.touch()
+    assert flags("mine") == []
+
+
 def test_the_log_of_the_previous_background_daemon_is_kept(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,7 +118,7 @@ class World:
             return "admin"
         raise errors.DaemonUnreachable("nobody")
 
-    def start(self, settings: object) -> SimpleNamespace:
+    def start(self, settings: object, model: object) -> SimpleNamespace:
         self.started_at.append(self.looks)
         return self.child
 

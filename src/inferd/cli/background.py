@@ -21,9 +21,10 @@ from inferd.cli.say import say
 from inferd.client import AdminClient, Client
 from inferd.client.address import Surface
 from inferd.client.admin import Frame
+from inferd.config.entries import LlamaCppEntry, ModelSpec
 from inferd.config.kinds import FilePath
-from inferd.config.settings import OPTIONS, Settings
-from inferd.errors import BootFailed, ConnectionLost, DaemonUnreachable, SurfaceNotServed
+from inferd.config.settings import DEFAULT_MODEL, OPTIONS, Settings
+from inferd.errors import BootFailed, ConnectionLost, DaemonUnreachable, StoreError, SurfaceNotServed
 from inferd.log.text import BACKGROUND_NAME
 from inferd.store.runtime import Lock, ensure_private_dir, is_held
 
@@ -50,9 +51,16 @@ _NOT_SERVED: dict[Surface, str] = {
 }
 
 
-def connect(client: Client, target: Target, show: Callable[[Frame], None], *, compare: bool = True) -> None:
+def connect(
+    client: Client,
+    target: Target,
+    show: Callable[[Frame], None],
+    *,
+    compare: bool = True,
+    model: str | None = None,
+) -> None:
     """Connects the client, and starts a daemon if none runs. Calls ``show`` with each status frame of the
-    daemon's boot.
+    daemon's boot. ``model`` is the model that the client is going to name in its requests.
 
     With ``compare``, warns if a daemon that already ran has settings that differ from those in the
     environment and config file of this command.
@@ -70,7 +78,7 @@ def connect(client: Client, target: Target, show: Callable[[Frame], None], *, co
         if not (target.surface in target.settings.surfaces or is_held(target.settings.lock)):
             break
         started = True
-        _wait_for_boot(target.settings, show)
+        _wait_for_boot(target.settings, model, show)
     try:
         client.connect(surface=target.surface)
     except DaemonUnreachable:
@@ -88,10 +96,10 @@ def log_path(settings: Settings) -> Path:
     return settings.log_dir / BACKGROUND_NAME
 
 
-def _wait_for_boot(settings: Settings, show: Callable[[Frame], None]) -> None:
+def _wait_for_boot(settings: Settings, model: str | None, show: Callable[[Frame], None]) -> None:
     ensure_private_dir(settings.lock.parent)
     with Lock.wait(settings.lock.with_name("start.lock"), threading.Event(), lambda: None):
-        admin, child = _booting_daemon(settings)
+        admin, child = _booting_daemon(settings, model)
     draining = False
 
     def watch(frame: Frame) -> None:
@@ -125,7 +133,9 @@ def _why(settings: Settings, child: subprocess.Popen[bytes] | None) -> str:
     return f"the daemon ended while it was starting; the logs in {settings.log_dir} may say why"
 
 
-def _booting_daemon(settings: Settings) -> tuple[AdminClient, subprocess.Popen[bytes] | None]:
+def _booting_daemon(
+    settings: Settings, model: str | None = None
+) -> tuple[AdminClient, subprocess.Popen[bytes] | None]:
     """Returns a client of the daemon's admin socket. Also returns the daemon's process, if this function
     started it."""
     child: subprocess.Popen[bytes] | None = None
@@ -138,11 +148,11 @@ def _booting_daemon(settings: Settings) -> tuple[AdminClient, subprocess.Popen[b
                 raise BootFailed(_last_words(settings))
             child = None
         if child is None and not held:
-            child = _start(settings)
+            child = _start(settings, model)
         time.sleep(POLL_SECS)
 
 
-def _start(settings: Settings) -> subprocess.Popen[bytes]:
+def _start(settings: Settings, model: str | None = None) -> subprocess.Popen[bytes]:
     path = log_path(settings)
     ensure_private_dir(path.parent)
     with contextlib.suppress(FileNotFoundError):
@@ -152,6 +162,8 @@ def _start(settings: Settings) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "inferd", "serve"]
     if "INFERD_IDLE_EXIT_SECS" not in os.environ:
         command += ["--idle-exit-secs", str(IDLE_EXIT_SECS)]
+    if model is not None and _replaces_default(settings, model):
+        command += ["--model", model]
     try:
         return subprocess.Popen(  # noqa: S603
             command,
@@ -164,6 +176,25 @@ def _start(settings: Settings) -> subprocess.Popen[bytes]:
         )
     finally:
         os.close(output)
+
+
+def _replaces_default(settings: Settings, model: str) -> bool:
+    """Whether a new daemon should serve ``model`` instead of the default model, because only ``model`` is in
+    the store. Otherwise the daemon would first download a model that nobody has asked for."""
+    from inferd.store.fetch import resolve
+    from inferd.store.models import ModelStore
+
+    store = ModelStore(settings.models_home)
+
+    def is_stored(spec: ModelSpec) -> bool:
+        try:
+            return store.blob_size(resolve(store, spec).sha256) is not None
+        except StoreError:
+            return False
+
+    default = ModelSpec(name=DEFAULT_MODEL)
+    served = [entry.model if isinstance(entry, LlamaCppEntry) else None for entry in settings.backends]
+    return served == [default] and not is_stored(default) and is_stored(ModelSpec(name=model))
 
 
 def _absolute(environment: Mapping[str, str]) -> dict[str, str]:

@@ -271,7 +271,7 @@ def bench_command(
     daemon = target(address, api_key_file)
     with daemon.client() as client:
         with Progress() as progress:
-            background.connect(client, daemon, progress.frame)
+            background.connect(client, daemon, progress.frame, model=model)
         most = streams
         if most is None:
             most = 4

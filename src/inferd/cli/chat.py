@@ -131,7 +131,13 @@ class Chat:
     def connect(self, *, compare: bool = False) -> None:
         """Connects to the daemon. Starts a new daemon if the old one has stopped."""
         with Progress() as progress:
-            background.connect(self._client, self._daemon, progress.frame, compare=compare)
+            background.connect(
+                self._client,
+                self._daemon,
+                progress.frame,
+                compare=compare,
+                model=self._choices.get("model"),
+            )
 
     def ask(self, text: str) -> None:
         """Sends ``text`` with the attachments that have not been sent yet, and writes the answer."""

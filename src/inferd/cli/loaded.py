@@ -82,7 +82,7 @@ def load_command(name: str, keep_alive: float | None, address: str | None, api_k
     """Load a stored model into the daemon, before the first request."""
     daemon = target(address, api_key_file)
     with daemon.client() as client, Progress() as progress:
-        background.connect(client, daemon, progress.frame)
+        background.connect(client, daemon, progress.frame, model=name)
         try:
             reply = client.generate(
                 "load", model=name, keep_alive=keep_alive, max_tokens=0, on_progress=progress.phase

@@ -74,7 +74,7 @@ def run_command(
     daemon = target(address, api_key_file, "v2" if typed else "v1")
     with daemon.client() as client:
         with Progress() as progress:
-            background.connect(client, daemon, progress.frame)
+            background.connect(client, daemon, progress.frame, model=options["model"])
         with Waiting(daemon) as waiting:
             choices["on_progress"] = waiting.phase
             done = (_blocks if typed else _text)(client, messages, choices, as_json, waiting)
