@@ -17,6 +17,7 @@ from inferd import cli
 from inferd.cli import loaded
 from inferd.store import https
 from inferd.store.models import ModelStore
+from tests.demo_model import demo_model
 from tests.shell import Shell, Terminal
 from tests.tiny_model import CONTENT
 from tests.tls_server import TlsServer, cut, status, tls_server, trusted
@@ -217,6 +218,16 @@ def test_import_of_a_file_that_cannot_be_read(home: Path, capsys: Capture) -> No
     run("import", "/proc/self/mem", code=1)
     sentence = "inferd: cannot read the model file /proc/self/mem: Input/output error\n"
     assert capsys.readouterr().err.endswith(sentence)
+
+
+def test_import_refuses_a_file_that_is_cut_short(home: Path, tmp_path: Path, capsys: Capture) -> None:
+    whole = demo_model().read_bytes()
+    path = tmp_path / "half.gguf"
+    path.write_bytes(whole[: len(whole) // 2])
+    run("import", str(path), code=1)
+    assert f"{path} is cut short" in capsys.readouterr().err
+    path.write_bytes(whole)
+    run("import", str(path))
 
 
 def test_ps_names_the_model_and_its_entry() -> None:

@@ -55,6 +55,14 @@ def test_a_file_cut_anywhere_in_its_header_is_refused(tmp_path: Path) -> None:
             card_of(path)
 
 
+def test_a_file_that_ends_before_its_last_tensor_is_cut_short(tmp_path: Path) -> None:
+    whole = demo_model().read_bytes()
+    path = tmp_path / "cut"
+    for size, cut_short in ((len(whole), False), (len(whole) - 1, False), (len(whole) // 2, True)):
+        path.write_bytes(whole[:size])
+        assert card_of(path).cut_short is cut_short
+
+
 def header(n_tensors: int, n_keys: int, rest: bytes = b"") -> bytes:
     return b"GGUF" + struct.pack("<IQQ", 3, n_tensors, n_keys) + rest
 

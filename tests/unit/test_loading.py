@@ -17,12 +17,23 @@ from tests.tiny_bert import write_bert
 from tests.unit.test_llamacpp import ask, backend, load, load_model, read
 
 
-@pytest.mark.parametrize("damage", ["text", "cut", "empty"])
-def test_a_file_that_is_not_a_model_is_refused_with_a_reason(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ("text", "invalid magic characters"),
+        ("cut", ""),
+        ("half", "data is not within the file bounds"),
+        ("empty", ""),
+    ],
+)
+def test_a_file_that_is_not_a_model_is_refused_with_a_reason(
+    tmp_path: Path, damage: str, reason: str
+) -> None:
     path = tmp_path / "broken.gguf"
-    with demo_model().open("rb") as good:
-        path.write_bytes({"text": b"hello" * 100, "cut": good.read(1 << 20), "empty": b""}[damage])
-    with pytest.raises(ModelError, match=r"broken\.gguf"):
+    whole = demo_model().read_bytes()
+    broken = {"text": b"hello" * 100, "cut": whole[: 1 << 20], "half": whole[: len(whole) // 2], "empty": b""}
+    path.write_bytes(broken[damage])
+    with pytest.raises(ModelError, match=rf"broken\.gguf.*{reason}"):
         load(path)
 
 

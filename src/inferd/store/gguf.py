@@ -46,7 +46,8 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
 
     ``parameters`` is the number of weights. ``width`` is the length of an embedding. ``kv_bytes_per_token``
     is the number of bytes that the KV cache needs for one token, if the cache has 16-bit numbers. ``parts``
-    is the number of files of a split model, else 1. ``pooling`` is true for an embedding model, and ``ranks``
+    is the number of files of a split model, else 1. ``cut_short`` is true if the file ends before its last
+    tensor begins, as an unfinished download does. ``pooling`` is true for an embedding model, and ``ranks``
     for a ranking model. ``tools`` and ``thinking`` are guesses from the text of a generating model's chat
     template. Only llama.cpp's analysis of the template finds what the template supports
     (:mod:`inferd.daemon.templates`).
@@ -68,6 +69,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     pooling: bool
     ranks: bool
     parts: int = 1
+    cut_short: bool = False
 
     def memory_bytes(self, n_ctx: int, n_parallel: int, n_batch: int = 512) -> int:
         """Estimates the memory in bytes of an engine process that runs ``n_parallel`` requests of ``n_ctx``
@@ -93,6 +95,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
 PROCESS_BYTES = 96 << 20
 """The memory of an engine process without a model."""
 _THINKING = ("reasoning_content", "</think>", "[THINK]", "<|channel|>")
+_ALIGNMENT_KEY, _ALIGNMENT = "general.alignment", 32
 _SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 MAX_PARTS = 1000
 
@@ -134,9 +137,10 @@ def read_card(fd: int, path: object = "the file") -> ModelCard:
         n_tensors, n_keys = reader.head(path)
         values, lengths = reader.values(n_keys)
         parameters = sum(reader.tensor_sizes(n_tensors))
+        cut_short = n_tensors > 0 and size <= reader.last_tensor_at(values.get(_ALIGNMENT_KEY))
     except (EOFError, KeyError, ValueError, struct.error):
         raise ModelError(f"{path} has a GGUF header that is damaged or cut short") from None
-    return _card(values, lengths, parameters, size)
+    return replace(_card(values, lengths, parameters, size), cut_short=cut_short)
 
 
 def card_of_files(paths: Sequence[Path]) -> ModelCard:
@@ -190,6 +194,7 @@ class _Reader:
         self._at = 0
         self._chunk = b""
         self._chunk_at = 0
+        self._last_offset = 0
 
     def take(self, size: int) -> bytes:
         begin = self._at - self._chunk_at
@@ -308,7 +313,13 @@ class _Reader:
             if n_dimensions > 8:
                 raise ValueError(n_dimensions)
             yield math.prod(self.unpack(f"<{n_dimensions}Q"))
-            self.skip(12)  # type and offset
+            _, offset = self.unpack("<IQ")
+            self._last_offset = max(self._last_offset, offset)
+
+    def last_tensor_at(self, alignment: Value | None) -> int:
+        """Returns where the last tensor begins in the file. All tensors must have been read."""
+        step = alignment if isinstance(alignment, int) and alignment > 0 else _ALIGNMENT
+        return -(-self._at // step) * step + self._last_offset
 
 
 def _card(values: Mapping[str, Value], lengths: Mapping[str, int], parameters: int, size: int) -> ModelCard:

@@ -194,11 +194,14 @@ def _look_at(
     with open_file(path, None, progress=progress, cancelled=cancelled) as opened:
         _check_magic(opened)
         with suppress(ModelError):  # llama.cpp may read a header that inferd cannot read
-            if first and (parts := read_card(opened.fd, path).parts) > 1 and len(opened.parts) != parts - 1:
+            card = read_card(opened.fd, path)
+            if first and card.parts > 1 and len(opened.parts) != card.parts - 1:
                 raise StoreError(
-                    f"{path} is one of the {parts} files of a split model; name the first of them, whose name"
-                    f" ends in -00001-of-{parts:05}.gguf"
+                    f"{path} is one of the {card.parts} files of a split model; name the first of them, whose"
+                    f" name ends in -00001-of-{card.parts:05}.gguf"
                 )
+            if card.cut_short:
+                raise StoreError(f"{path} is cut short: it ends before its last tensor; get the file again")
         return hash_open(opened, progress, cancelled), opened.size_bytes
 
 

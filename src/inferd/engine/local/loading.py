@@ -23,16 +23,16 @@ that template_limits.cpp allows. Only the used part of a stack takes memory."""
 
 def pass_on_log(at_least: int = 0) -> str:
     """Moves llama.cpp's log lines to inferd's log. Lines below the level ``at_least`` become debug lines.
-    Returns the last error line, or ``""``."""
-    last_error = ""
+    Returns the first error line, which says more than those that follow from it, or ``""``."""
+    first_error = ""
     for level, text in _llama.drain_log():
         if level == GGML_ERROR:
-            last_error = text
+            first_error = first_error or text
         if level >= at_least and level >= GGML_WARN:
             _log.warn("llama.cpp", line=text)
         else:
             _log.debug("llama.cpp", line=text)
-    return last_error
+    return first_error
 
 
 @contextmanager
