@@ -209,6 +209,8 @@ def dry_run(config, contexts):
 
 load.accelerator_of = lambda *_: Accelerator(kind="vulkan")
 load.dry_run = dry_run
+free = iter([100, 99])  # another program takes a byte between the two questions
+load._llama.free_of_gpus = lambda: {"G0": next(free)}
 host.serve()
 """
 
@@ -227,6 +229,7 @@ async def test_a_process_offloads_as_many_layers_as_there_is_room_for(
         whole, partly = ([(need.n_ctx, need.layers) for need in asked.sizes] for asked in asking.asked)
         assert whole == [(1024, -1), (512, -1)]
         assert partly == [(1024, 2), (512, 2)]
+        assert [asked.free for asked in asking.asked] == [{"G0": 100}] * 2, "the layers fit into this"
         assert model.capabilities().n_ctx == 512
         assert (model._settings.n_ctx, model._settings.n_gpu_layers) == (512, 2)
         # The next process loads the same, and need not ask.

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from inferd.engine.backend import Need
+from inferd.engine.backend import Need, Needs
 from inferd.engine.local.child import messages as m
 from inferd.engine.local.child import process, spawned
 from inferd.engine.local.child.link import HEADER, MAX_BODY_BYTES, Link
@@ -105,6 +105,39 @@ link.sendall(MESSAGE)
 while link.recv(65536): pass
 """
 
+# An engine process that answers everything with the bytes MESSAGE.
+NAGGING = """
+import socket
+link = socket.socket(fileno=0)
+while link.recv(65536): link.sendall(MESSAGE)
+"""
+
+
+def message(kind: int, body: bytes) -> bytes:
+    return HEADER.pack(len(body), 9, kind, 0) + body
+
+
+class Liar:
+    """Loads in a process that runs ``program``. It gives too little room whenever it is asked for memory."""
+
+    def __init__(self, program: str, answer: bytes, path: Path, patch: pytest.MonkeyPatch) -> None:
+        (path / "lying.py").write_text(program.replace("MESSAGE", repr(answer)))
+        patch.setattr(spawned, "PROGRAM", "lying")
+        patch.setattr(spawned, "environment", lambda: {"PYTHONPATH": str(path)})
+        self.ends: list[str] = []
+        self.asked: list[Needs] = []
+        self.engine = process.EngineProcess("n", self.ends.append, process.Patience(hang_secs=1e6))
+
+    async def grant(self, needs: Needs) -> m.Granted:
+        self.asked.append(needs)
+        assert len(self.asked) < 10
+        return m.Granted(room={})
+
+    async def load(self) -> None:
+        load = m.Load(name="n", model="m", path="p")
+        loading = self.engine.load(load, (), lambda phase, details: None, self.grant)
+        await asyncio.wait_for(loading, PATIENCE_SECS)
+
 
 @pytest.mark.parametrize(
     ("kind", "body"),
@@ -126,16 +159,30 @@ while link.recv(65536): pass
 async def test_an_engine_that_sends_an_invalid_message_is_killed(
     kind: int, body: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    message = HEADER.pack(len(body), 9, kind, 0) + body
-    (tmp_path / "lying.py").write_text(LYING.replace("MESSAGE", repr(message)))
-    monkeypatch.setattr(spawned, "PROGRAM", "lying")
-    monkeypatch.setattr(spawned, "environment", lambda: {"PYTHONPATH": str(tmp_path)})
-    ends: list[str] = []
-    engine = process.EngineProcess("n", ends.append, process.Patience(hang_secs=1e6))
-    load = m.Load(name="n", model="m", path="p")
+    liar = Liar(LYING, message(kind, body), tmp_path, monkeypatch)
     with pytest.raises(ModelError, match="it sent an unknown message"):
-        await asyncio.wait_for(engine.load(load, (), lambda phase, details: None), PATIENCE_SECS)
-    await until(lambda: ends == ["it sent an unknown message"])
+        await liar.load()
+    await until(lambda: liar.ends == ["it sent an unknown message"])
+
+
+async def test_an_engine_that_asks_again_and_again_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    liar = Liar(NAGGING, message(m.NEEDS, m.encode(((), {}, {}))), tmp_path, monkeypatch)
+    with pytest.raises(ModelError, match="it sent an unknown message"):
+        await liar.load()
+    assert len(liar.asked) == 2
+
+
+async def test_no_room_is_made_for_a_load_that_has_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = message(m.LOAD_FAILED, m.encode(m.failure(ModelError("it is broken"))))
+    liar = Liar(LYING, message(m.NEEDS, m.encode(((), {}, {}))) + failed, tmp_path, monkeypatch)
+    with pytest.raises(ModelError, match="it is broken"):
+        await liar.load()
+    assert not liar.asked
+    await liar.engine.close()
 
 
 async def test_a_closed_link_holds_no_buffer() -> None:

@@ -95,12 +95,14 @@ def _ask_for_gpu(
     measure: Measure = functools.partial(dry_run, contexts=load.contexts)
     if embeds:
         measure = functools.partial(dry_embedder, pooling=load.embed_pooling)
-    granted = ask(Needs(tuple(measure(config)), _llama.free_of_gpus(), _gpus()))
+    whole = Needs(tuple(measure(config)), _llama.free_of_gpus(), _gpus())
+    granted = ask(whole)
     if granted.room is None:
         return granted
     least = 1 if load.require_gpu or load.force_backend else 0
     sizes = fitting_part(config, measure, granted.room, least)
-    return ask(Needs(tuple(sizes), _llama.free_of_gpus(), _gpus()))
+    # Not what is free now: if it were a little less, the layers would no longer fit.
+    return ask(whole._replace(sizes=tuple(sizes)))
 
 
 def analyse_template(load: Load, fd: int) -> Template:

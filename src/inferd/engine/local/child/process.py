@@ -32,6 +32,8 @@ from inferd.errors import InferdError, ModelError
 from inferd.progress import Progress
 
 _BUSY_BEAT_SECS, _IDLE_BEAT_SECS = 1.0, 4.0
+_MOST_ASKS = 2
+"""A process asks for the memory of the whole model, and then for that of the layers that fit."""
 
 _log = log.get("engine")
 
@@ -145,11 +147,14 @@ class EngineProcess:
         self._progress = progress
         self._link.send(m.LOAD, 0, m.encode(load), duplicates(fds))
         self._beat_soon()
-        while grant is not None and not self._load.done():
+        for _ in range(_MOST_ASKS):
+            if grant is None:
+                break
             await asyncio.wait((self._load, self._needs), return_when=asyncio.FIRST_COMPLETED)
-            if self._needs.done():
-                needs, self._needs = self._needs.result(), self._loop.create_future()
-                await self._ask(grant, needs)
+            if self._load.done():
+                break
+            needs, self._needs = self._needs.result(), self._loop.create_future()
+            await self._ask(grant, needs)
         self.loaded = await asyncio.shield(self._load)
         return self.loaded
 
