@@ -230,7 +230,9 @@ class TestBreakingOff:
 
         monkeypatch.setattr(socket, "getaddrinfo", look_up)
         reason = fail(store, "https://host.invalid/m.gguf")
-        assert ("no server named host.invalid is known; check the address" in reason) == (tries == 1)
+        assert ("no server named host.invalid is known; check the address and the network" in reason) == (
+            tries == 1
+        )
         assert len(asked) == tries
 
     def test_a_proxy_that_cannot_be_used_is_named(

