@@ -76,7 +76,9 @@ def test_ctrl_c_ends_a_command_with_130(error: BaseException) -> None:
     [
         (["nonsense"], "there is no command 'nonsense'; see `inferd --help`"),
         (["run", "--nonsense"], "see `inferd run --help`"),
-        (["run", "--max-tokens", "many", "hi"], "--max-tokens"),
+        (["run", "--max-tokens", "many", "hi"], "'--max-tokens': 'many' is not a valid whole number; see"),
+        (["run", "--temperature", "hot", "hi"], "'--temperature': 'hot' is not a valid number; see"),
+        (["run", "--temperature", "nan", "hi"], "'--temperature': 'nan' is not a valid number; see"),
         (["serve", "--n-ctx", "-5"], "it must be a whole number from"),
         (["serve", "--n-ctx"], "--n-ctx"),
         (["http", "127.0.0.1:80x"], "it must be a literal IP:port"),

@@ -21,6 +21,7 @@ import click
 
 from inferd.cli import background
 from inferd.cli.columns import aligned, duration, rate
+from inferd.cli.numbers import WholeNumber
 from inferd.cli.options import connection_options, target
 from inferd.cli.progress import Progress
 from inferd.cli.say import say, say_json
@@ -227,21 +228,24 @@ def _verdict(streams: Sequence[Streams]) -> str:
 )
 @click.option(
     "--tokens",
-    type=click.IntRange(2, 4096),
+    type=WholeNumber(2, 4096),
+    metavar="N",
     default=48,
     show_default=True,
     help=("The number of tokens of each answer."),
 )
 @click.option(
     "--rounds",
-    type=click.IntRange(1, 100),
+    type=WholeNumber(1, 100),
+    metavar="N",
     default=3,
     show_default=True,
     help="The number of rounds. Each result is the median of the rounds.",
 )
 @click.option(
     "--streams",
-    type=click.IntRange(1, 256),
+    type=WholeNumber(1, 256),
+    metavar="N",
     help="The maximum number of answers at the same time. The default is the daemon's limit, but at most 16.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with times in seconds.")

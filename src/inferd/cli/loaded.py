@@ -8,7 +8,8 @@ import click
 
 from inferd.cli import background
 from inferd.cli.columns import aligned, cut, duration, megabytes, partly, screen_width
-from inferd.cli.options import Number, connection_options, target
+from inferd.cli.numbers import Number
+from inferd.cli.options import connection_options, target
 from inferd.cli.progress import Progress
 from inferd.cli.say import say, say_json
 from inferd.cli.status import ANSWER_SECS, admin_address

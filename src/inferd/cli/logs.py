@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 import orjson
 
+from inferd.cli.numbers import WholeNumber
 from inferd.cli.say import say
 from inferd.cli.status import settings_of_daemon
 from inferd.errors import ConfigError
@@ -21,7 +22,7 @@ POLL_SECS = 0.2
 
 
 @click.command("logs")
-@click.option("-n", "--lines", type=click.IntRange(0), default=20, show_default=True, metavar="N")
+@click.option("-n", "--lines", type=WholeNumber(0), default=20, show_default=True, metavar="N")
 @click.option("-f", "--follow", is_flag=True, help="Print new lines as they are written.")
 @click.option("--json", "as_json", is_flag=True, help="Print each line as JSON.")
 def logs_command(lines: int, follow: bool, as_json: bool) -> None:

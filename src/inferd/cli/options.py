@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from inferd.cli import inputs
+from inferd.cli.numbers import Number, WholeNumber
 from inferd.client import Attachment, Client
 from inferd.client.address import Addresses, Surface
 from inferd.config import paths, sources
@@ -21,17 +22,7 @@ from inferd.wire.bounds import MAX_SAMPLING_NUMBER, MAX_TOKENS, PRIORITIES
 F = TypeVar("F", bound=Callable[..., Any])
 
 TOOL_CHOICES = ("auto", "none", "required")
-COUNT = click.IntRange(0, 2**32 - 1)
-
-
-class Number(click.FloatRange):
-    """A range of numbers that excludes NaN."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        number = super().convert(value, param, ctx)
-        if number != number:
-            self.fail(f"{value!r} is not a number", param, ctx)
-        return number
+COUNT = WholeNumber(0, 2**32 - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +263,7 @@ def sampling_options(command: F) -> F:
             ),
             click.option(
                 "--seed",
-                type=click.IntRange(-1, 2**32 - 1),
+                type=WholeNumber(-1, 2**32 - 1),
                 metavar="N",
                 help="The seed of sampling. The same seed gives the same answer. -1 chooses a random seed.",
             ),

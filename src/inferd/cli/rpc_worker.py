@@ -10,6 +10,7 @@ import time
 
 import click
 
+from inferd.cli.numbers import WholeNumber
 from inferd.cli.say import say
 from inferd.config.addresses import Workers
 from inferd.engine.local.child.spawned import environment
@@ -32,7 +33,8 @@ _START_SECS = 60.0
 )
 @click.option(
     "--threads",
-    type=click.IntRange(0, 512),
+    type=WholeNumber(0, 512),
+    metavar="N",
     default=0,
     show_default=True,
     help="The number of CPU threads. 0 means one for each core.",

@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from inferd.cli.columns import aligned, duration, rate, terminal_width
+from inferd.cli.numbers import Number
 from inferd.cli.status import ANSWER_SECS, admin_address, overview
 from inferd.client.admin import AdminClient, Frame, Status
 from inferd.errors import UsageError
@@ -126,7 +127,7 @@ def _ended(state: Status) -> int:
 @click.command("top")
 @click.option(
     "--interval",
-    type=click.FloatRange(0.1, 60.0),
+    type=Number(0.1, 60.0),
     default=1.0,
     show_default=True,
     metavar="SECONDS",
