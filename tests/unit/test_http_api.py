@@ -313,6 +313,22 @@ def test_state_is_refused() -> None:
     assert responses.read({"model": "m", "input": "hi", "previous_response_id": None, "store": True})
 
 
+def test_the_last_item_of_a_response_that_was_cut_is_incomplete() -> None:
+    for reason, status in (("max_tokens", "incomplete"), ("end_turn", "completed")):
+        done = MessageDone(
+            content=({"type": "thinking", "text": "hm"}, {"type": "text", "text": "He"}),
+            stop_reason=reason,
+            input_tokens=1,
+            output_tokens=2,
+        )
+        dialect = responses.read({"model": "m", "input": "hi", "stream": True})
+        told = b"".join(map(dialect.event, (Thinking("hm"), Text("He")))) + dialect.end(done)
+        whole = responses.read({"model": "m", "input": "hi"}).whole(done)
+        for answer in (events_of(told)[-1][1]["response"], whole):
+            assert answer["status"] == status
+            assert [item["status"] for item in answer["output"]] == ["completed", status]
+
+
 def test_a_failed_response_marks_errors_that_are_not_retryable() -> None:
     for kind, code in (
         ("prompt_too_long", "context_length_exceeded"),

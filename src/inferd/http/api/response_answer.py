@@ -129,25 +129,24 @@ class Response(Dialect):
         )
 
     def end(self, done: MessageDone) -> bytes:
-        closed = self._close()
+        closed = self._close(_status(done))
         answer = self._finished(done)
         return closed + self._event(f"response.{answer['status']}", response=answer)
 
     def failed(self, failure: Failure) -> bytes:
-        closed = self._close()
+        closed = self._close("incomplete")
         answer = {**self._object("failed"), "error": _error(failure)}
         return closed + self._event("response.failed", response=answer)
 
     def whole(self, done: MessageDone) -> dict[str, Any]:
         for event in _events(done):
             self.event(event)
-        self._close()
+        self._close(_status(done))
         return self._finished(done)
 
     def _finished(self, done: MessageDone) -> dict[str, Any]:
-        status, details = "completed", None
-        if done.stop_reason == "max_tokens":
-            status, details = "incomplete", {"reason": "max_output_tokens"}
+        status = _status(done)
+        details = None if status == "completed" else {"reason": "max_output_tokens"}
         usage = {
             "input_tokens": done.input_tokens,
             "input_tokens_details": {"cached_tokens": done.cached_tokens},
@@ -187,13 +186,13 @@ class Response(Dialect):
         self._open = {**item, "status": "in_progress"}
         return closed + self._item_event("added", self._open) + self._part_event(name, part=part)
 
-    def _close(self) -> bytes:
-        """Returns the events that end the open item with its complete text."""
+    def _close(self, status: str = "completed") -> bytes:
+        """Returns the events that end the open item with its whole text."""
         if self._open is None:
             return b""
         text, tokens = "".join(self._text), self._logprobs
         self._text, self._logprobs = [], []
-        item = {**self._open, "status": "completed"}
+        item = {**self._open, "status": status}
         if item["type"] == "message":
             part = _text_part(text, tokens)
             item["content"] = [part]
@@ -233,6 +232,11 @@ class Response(Dialect):
         told += self._event(f"{event}.delta", **place, delta=text)
         told += self._event(f"{event}.done", **place, **{key: text})
         return told + self._finish({**item, "status": "completed", key: text})
+
+
+def _status(done: MessageDone) -> str:
+    """Returns the status of an answer and of its last item."""
+    return "incomplete" if done.stop_reason == "max_tokens" else "completed"
 
 
 def _text_part(text: str, tokens: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
