@@ -199,6 +199,7 @@ async def test_a_cancelled_close_still_ends_the_process_and_closes_its_descripto
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")
 async def test_a_cancelled_close_of_a_model_closes_its_files() -> None:
+    before = open_files()
     async with hosted() as model:
         pid, files = pid_of(model), {open_files()[fd] for fd in model._fds}
         os.kill(pid, signal.SIGSTOP)
@@ -207,4 +208,5 @@ async def test_a_cancelled_close_of_a_model_closes_its_files() -> None:
         closing.cancel()
         await asyncio.wait((closing,))
         assert files.isdisjoint(open_files().values())
-        await until(lambda: is_gone(pid))
+        # The loop hears of the process' end after the process is gone, and then closes the pipe.
+        await until(lambda: is_gone(pid) and open_files() == before)
