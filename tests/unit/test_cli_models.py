@@ -14,7 +14,8 @@ import pytest
 import trustme
 
 from inferd import cli
-from inferd.cli import loaded
+from inferd.cli import check_places, loaded
+from inferd.config import sources
 from inferd.store import https
 from inferd.store.models import ModelStore
 from tests.demo_model import demo_model
@@ -242,3 +243,19 @@ def test_ps_names_the_model_and_its_entry() -> None:
     }
     names = [loaded._loaded({**row, "model": model})[0] for model in ("m", "main", "")]
     assert names == ["m (main)", "main", "main"]
+
+
+def test_doctor_accepts_a_store_that_this_user_only_reads(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readable = os.R_OK | os.X_OK
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).exists() and mode & readable == mode)
+    settings = sources.read({}).settings
+
+    def states() -> list[str]:
+        found = (*check_places.model_store(settings), *check_places.log_directory(settings))
+        return [finding.state for finding in found]
+
+    assert states() == ["fail", "fail"]  # there is no store yet
+    (settings.models_home / "blobs").mkdir()
+    assert states() == ["warn", "fail"]

@@ -37,9 +37,13 @@ def log_directory(settings: Settings) -> Findings:
 
 
 def model_store(settings: Settings) -> Findings:
-    finding = _directory("model store", settings.models_home, "MODELS_HOME")
-    if finding.state == "ok":
-        free = shutil.disk_usage(_nearest(settings.models_home)).free
+    home = settings.models_home
+    finding = _directory("model store", home, "MODELS_HOME")
+    if finding.state == "fail" and os.access(home / "blobs", os.R_OK | os.X_OK):
+        advice = "its owner adds models; for models of your own, name another directory in MODELS_HOME"
+        finding = Finding(finding.name, "warn", f"{home} can be read, but not written", advice)
+    elif finding.state == "ok":
+        free = shutil.disk_usage(_nearest(home)).free
         finding = Finding(finding.name, "ok", f"{finding.detail}; {free / 1e9:.1f} GB free")
     yield finding
 
