@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from inferd.client.admin import AdminClient
 from inferd.engine.backend import Need
 from inferd.engine.local import _llama
 from inferd.engine.local.embedding import EmbeddingModel
+from inferd.engine.local.llamacpp import LlamaCpp
 from inferd.engine.local.opening import (
     LlamaCppConfig,
     dry_embedder,
@@ -36,8 +38,9 @@ from tests.daemon_process import DaemonProcess
 from tests.live.test_engine_process import engines
 from tests.shell import Shell
 from tests.tiny_bert import write_bert
-from tests.tiny_llama import random_llama, write_llama
+from tests.tiny_llama import RANDOM_WIDTH, random_llama, write_llama
 from tests.tiny_model import stock
+from tests.tiny_projector import write_vision_projector
 
 Start = Callable[..., DaemonProcess]
 
@@ -89,6 +92,22 @@ def test_the_dry_run_of_an_embedding_model_is_exact(tmp_path: Path) -> None:
         (need,) = dry_embedder(wanted, None)
         loaded = EmbeddingModel.load(wanted, progress=lambda *_: None, cancelled=threading.Event())
         assert loaded._embedder.taken()[1] == need.gpus
+
+
+def test_without_layers_on_a_gpu_nothing_of_a_model_is_there(tmp_path: Path) -> None:
+    """Not its draft model or projector either, and no buffer for prompts."""
+    more = {"projector": write_vision_projector(tmp_path / "projector", RANDOM_WIDTH), "drafts": "on"}
+    with random_llama().open("rb") as file, random_llama().open("rb") as draft:
+        wanted = config(random_llama(), file.fileno(), draft_fd=draft.fileno(), **more)
+        (one,), (none,) = (dry_run(replace(wanted, n_gpu_layers=layers), [512]) for layers in (1, 0))
+        (less,) = dry_run(replace(wanted, n_gpu_layers=1, projector=None), [512])
+        assert one.gpus[GPUS[0]] > less.gpus[GPUS[0]]
+        assert none.gpus == {}
+        assert none.here > one.here
+        loaded = LlamaCpp.load(
+            replace(wanted, n_gpu_layers=0), progress=lambda *_: None, cancelled=threading.Event()
+        )
+        assert loaded.gpus == {}
 
 
 # The budget.
@@ -168,6 +187,15 @@ def test_a_gpu_that_is_too_small_gets_as_many_layers_as_fit(daemon: Start, short
     held.process.wait_event("engine_died")
     assert held.ask("a")["type"] == "done"
     assert held.taken() == {"a": part}, "the next process loads the same layers"
+    held.process.note_resources()
+
+
+def test_a_model_runs_without_a_gpu_that_is_too_small_for_a_layer(daemon: Start, short_dir: Path) -> None:
+    held = Daemon(daemon, short_dir, 1, random_llama(), n_ctx=512)
+    assert held.ask("a")["type"] == "done"
+    assert held.taken() == {"a": {}}
+    (event,) = held.process.events("gpu_too_small")
+    assert event["gpu_layers"] == 0
     held.process.note_resources()
 
 

@@ -174,7 +174,7 @@ async def test_a_model_with_too_large_layers_is_refused_and_nothing_is_unloaded(
     home.needs = needs((48, 1))
     await home.use("c")
     async with home.models.hold("a", None):
-        home.needs, home.part = needs((48, 9)), needs((48, 4), layers=0)
+        home.needs, home.part = needs((48, 9)), needs((48, 4), layers=1)
         with pytest.raises(ModelTooLarge, match=r"4 MiB on G0 .* 3 MiB, of which 2 MiB"):
             await home.use("b")
         assert home.resident() == {"a", "c"}

@@ -186,8 +186,8 @@ Measure = Callable[[LlamaCppConfig], list[Need]]
 def fitting_part(config: LlamaCppConfig, measure: Measure, room: Mapping[str, int], least: int) -> list[Need]:
     """Returns the needs of a model with as many layers on the GPUs as fit into ``room``, the bytes on each
     GPU. Returns one need for each that ``measure`` returns. The number of layers is at least ``least``, even
-    if these do not fit, and the first layer always stays on the CPU. Blocks; makes a dry run for each number
-    of layers that it tries, about log2 of the model's layers."""
+    if these do not fit, and the first layer always stays on the CPU. Blocks; for each need, makes at most
+    about log2 of the model's layers dry runs."""
     with loading(threading.Event()):
         counts = range(least, open_model(config, _go_on, dry=True).n_layer + 1)
 

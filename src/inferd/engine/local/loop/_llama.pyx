@@ -261,7 +261,7 @@ cdef class Engine:
         if self.draft_model:
             taken.add(self.draft_model.get().context())
         if projector:
-            CProjector.add_need(projector.encode(), taken)
+            CProjector.add_need(projector.encode(), self.model.model, taken)
         return taken.here, by_name(taken.gpus)
 
     # Called by the event loop.

@@ -204,9 +204,10 @@ cdef class Model:
             overrides[0].buft = ggml_backend_cpu_buffer_type()
             overrides[1].pattern = NULL
             params.tensor_buft_overrides = overrides
-        if vocab_only:
-            params.vocab_only = True
-            params.devices = no_devices  # otherwise llama.cpp asks each GPU for its memory, which starts its driver
+        params.vocab_only = vocab_only
+        if vocab_only or n_gpu_layers == 0:
+            # Otherwise llama.cpp starts the drivers of all GPUs, and even without layers a GPU computes prompts.
+            params.devices = no_devices
         params.progress_callback = on_progress
         params.progress_callback_user_data = &loading
         if parts:

@@ -71,7 +71,7 @@ cdef extern from "native/media.h" namespace "inferd" nogil:
         unique_ptr[CProjector] make(const string& path, const llama_model* model, int threads, string& error)
 
         @staticmethod
-        void add_need(const string& path, Taken& taken)
+        void add_need(const string& path, const llama_model* model, Taken& taken)
         cbool sees()
         cbool hears()
         int sample_rate()

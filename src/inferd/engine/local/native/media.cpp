@@ -5,6 +5,7 @@
 #include <random>
 #include <stdexcept>
 
+#include "../src/llama-ext.h"  // llama.cpp keeps the devices of a model out of its public header
 #include "backends.h"
 #include "guarded.h"
 #include "guards/cancel.h"
@@ -57,10 +58,11 @@ std::string random_marker() {
     return marker + "__>";
 }
 
-// ggml reports a worker on another host as a GPU. The projector must not be loaded there.
-bool may_use_gpu() {
+// Whether the projector may be on a GPU, as its model is. ggml reports a worker on another host as a GPU. The projector
+// must not be loaded there.
+bool may_use_gpu(const llama_model *model) {
     ggml_backend_dev_t gpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_GPU);
-    return !gpu || !is_remote(gpu);
+    return llama_model_n_devices(model) > 0 && (!gpu || !is_remote(gpu));
 }
 
 }  // namespace
@@ -79,19 +81,19 @@ std::unique_ptr<Projector> Projector::make(const std::string &path, const llama_
         params.n_threads = threads;
         params.media_marker = projector->marker_.c_str();
         params.warmup = false;
-        params.use_gpu = may_use_gpu();
+        params.use_gpu = may_use_gpu(model);
         projector->state_->ctx.reset(mtmd_init_from_file(path.c_str(), model, params));
         if (!projector->state_->ctx) throw std::runtime_error("llama.cpp cannot load it for this model");
     });
     return ok ? std::move(projector) : nullptr;
 }
 
-void Projector::add_need(const std::string &path, Taken &taken) noexcept {
+void Projector::add_need(const std::string &path, const llama_model *model, Taken &taken) noexcept {
     std::string error;
     guarded(error, [&] {
         mtmd_context_params params = mtmd_context_params_default();
         params.warmup = false;
-        params.use_gpu = may_use_gpu();
+        params.use_gpu = may_use_gpu(model);
         for (const auto &[device, bytes] : mtmd_get_memory_usage(path.c_str(), params)) taken.add(device, bytes);
     });
 }

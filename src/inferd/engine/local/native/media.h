@@ -48,9 +48,9 @@ class Projector {
                                            std::string &error) noexcept;
     ~Projector();
 
-    // Adds the memory that the projector in the file `path` would take, as a dry run computes it. Adds nothing for a
-    // file that cannot be used.
-    static void add_need(const std::string &path, Taken &taken) noexcept;
+    // Adds the memory that the projector in the file `path` would take beside `model`, as a dry run computes it. Adds
+    // nothing for a file that cannot be used.
+    static void add_need(const std::string &path, const llama_model *model, Taken &taken) noexcept;
 
     bool sees() const noexcept;
     bool hears() const noexcept;
