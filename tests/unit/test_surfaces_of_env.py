@@ -100,6 +100,24 @@ def test_a_surface_is_found_next_to_the_address_of_a_command(env: Env) -> None:
     assert target("tcp://127.0.0.1:9", None, "v2").address == "tcp://127.0.0.1:9"
 
 
+def test_every_socket_of_a_daemon_names_the_daemon(short_dir: Path) -> None:
+    v1, v2 = short_dir / "infer.sock", short_dir / "infer.v2.sock"
+    assert target(str(v2), None).address == str(v2)  # v1 may be elsewhere
+    v1.touch()
+    for name in (v2, short_dir / "inferd.sock"):
+        assert Addresses({"v1": name}).of("v1") == v1
+        assert target(str(name), None).address == str(v1)
+        assert target(str(name), None).v2_address == str(v2)
+    assert Addresses({"v1": v1}).of("v1") == v1
+
+
+def test_a_shared_daemon_without_an_admin_socket_is_not_reported_as_missing(short_dir: Path) -> None:
+    missing = endpoint(short_dir / "admin.sock", "admin")
+    assert "no daemon is running" in str(missing.unreachable(FileNotFoundError()))
+    (short_dir / "infer.sock").touch()
+    assert "a daemon seems to run" in str(missing.unreachable(FileNotFoundError()))
+
+
 def test_no_advice_to_join_a_group_without_access_to_the_status() -> None:
     denied = PermissionError(13, "Permission denied")
     assert "group" in str(endpoint("/x/infer.sock", "v1").unreachable(denied))

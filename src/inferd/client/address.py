@@ -44,6 +44,11 @@ class Endpoint:
                 " that runs inferd"
             )
         if self.tcp is None and not Path(self.text).exists():
+            if self.surface == "admin" and self._runs_without():
+                return SurfaceNotServed(
+                    f"a daemon seems to run, but its admin socket is not at {self.text}; set"
+                    " INFERD_ADMIN_ADDR, or ask the user that runs inferd, who alone can read the state"
+                )
             if self.surface in ("v1", "admin"):
                 return DaemonUnreachable(
                     f"no daemon is running: there is no socket at {self.text}; start one with `inferd serve`"
@@ -80,12 +85,18 @@ def endpoint(address: Address, surface: paths.Surface) -> Endpoint:
     return Endpoint(text, surface, (host.strip("[]"), int(port)))
 
 
+def _names() -> set[str]:
+    """Returns the default file names of the sockets for generated text."""
+    return {paths.socket_path(of).name for of in _GENERATION}
+
+
 class Addresses:
     """The addresses of the surfaces. In ``given``, ``None`` means that the client was not given the address.
 
     An address that was not given is derived from the v1 address. If the v1 address was not given either, the
-    default address is used. If the v2 address cannot be derived, v2 requests go to the v1 address, since v1
-    sockets accept v2 requests in frames.
+    default address is used. If the v1 address is the path of another socket of the daemon, v1 requests go to
+    the v1 socket beside it, if there is one. If the v2 address cannot be derived, v2 requests go to the v1
+    address, since v1 sockets accept v2 requests in frames.
     """
 
     def __init__(self, given: Mapping[paths.Surface, Address | None]) -> None:
@@ -109,12 +120,14 @@ class Addresses:
         """Returns the address of ``surface``, or ``None`` if the address is unknown."""
         given, default = self._given.get(surface), paths.socket_path(surface)
         if given is not None:
-            return given
+            usual = Path(given).with_name(default.name)
+            other = surface == "v1" and Path(given).name in _names() - {default.name}
+            return usual if other and usual.exists() else given
         v1 = self._given["v1"]
         if v1 is None:
             return default
         tcp = os.fspath(v1).startswith("tcp://")
-        beside = not tcp and Path(v1).name in {paths.socket_path(of).name for of in _GENERATION}
+        beside = not tcp and Path(v1).name in _names()
         return Path(v1).with_name(default.name) if beside else None
 
 
