@@ -272,6 +272,17 @@ async def test_what_does_not_fit_alone_unloads_no_model(tmp_path: Path) -> None:
     await home.models.close()
 
 
+async def test_a_reload_gets_fewer_layers_beside_a_busy_model_on_demand(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.needs = needs((48, 2))
+    async with home.models.hold("c", None):
+        exchange = Exchange(home, 5)
+        assert await exchange.load(needs((48, 4))) == GpuRoom({"G0": 3 * MIB})
+        assert isinstance(await exchange.load(needs((48, 3), layers=9)), Need)
+        assert home.resident() >= {"c"}
+    await home.models.close()
+
+
 @pytest.mark.parametrize("first", [True, False])
 async def test_a_configured_model_may_take_all_that_is_free(tmp_path: Path, *, first: bool) -> None:
     exchange = Exchange(Home(tmp_path), 0)

@@ -127,14 +127,26 @@ class Residents:
             if not (await self.unload_idle(_MAKES_ROOM, short) or await self.wait_for_retiring(short)):
                 await self._drain(short)
 
-    def staying(self, used: Counter[str]) -> Counter[str]:
-        """Returns the ``used`` bytes without those of models that end or may be unloaded."""
+    def staying(self, used: Counter[str], *, busy: bool = False) -> Counter[str]:
+        """Returns the ``used`` bytes without those of models that end or may be unloaded. With ``busy``, busy
+        models stay: only a load on demand waits for their requests."""
         staying = used.copy()
-        residents = (*self.by_name.values(), *self._unloading.values())
-        leaving = [resident.backend for resident in residents if not resident.pinned]
+        residents = self._idle() if busy else self.by_name
+        leaving = [
+            each.backend for each in (*residents.values(), *self._unloading.values()) if not each.pinned
+        ]
         for backend in (*leaving, *self.retiring.values()):
             staying.subtract(memory.taken_by(backend))
         return staying
+
+    def _idle(self) -> dict[str, Resident]:
+        """Returns the models that may be unloaded now."""
+        return {
+            name: resident
+            for name, resident in self.by_name.items()
+            if not resident.users and not resident.pinned
+            if not (resident.fresh and name in self.waiting)  # the waiting requests are about to start
+        }
 
     async def unload_idle(self, reason: str, short: Collection[str]) -> bool:
         """If models are being unloaded already, waits until one of them has ended. Otherwise unloads the
@@ -145,9 +157,7 @@ class Residents:
             return True
         idle = [
             (resident.last_used, name)
-            for name, resident in self.by_name.items()
-            if not resident.users and not resident.pinned
-            if not (resident.fresh and name in self.waiting)  # the waiting requests are about to start
+            for name, resident in self._idle().items()
             if memory.takes(resident.backend, short)
         ]
         if idle:

@@ -85,7 +85,7 @@ class Room:
             beside = self.models.gpu_budgets(settings, needs)
             alone = self.models.gpu_budgets(settings, needs, share=1)
             sizes = memory.whole_sizes(needs)
-            staying = load.left(self.models.staying(self.models.taken(backend)[0]))
+            staying = load.left(self.models.staying(self.models.taken(backend)[0], busy=True))
             part = memory.room_for_part(sizes[-1], staying, alone, beside)
             return part or await self._free(load, sizes, beside, alone)
 
@@ -107,11 +107,10 @@ class Room:
             fitting = memory.fitting(sizes, used, budgets)
             if fitting is not None:
                 return fitting
-            self._check(load, sizes[-1], self.models.staying(used), alone)
+            self._check(load, sizes[-1], used, alone)
             short = memory.short(sizes[-1], used, budgets)
             if await self.models.unload_idle(_WHY, short) or await self.models.wait_for_retiring(short):
                 continue
-            self._check(load, sizes[-1], used, alone)  # busy models stay
             helpful = [slot for slot in load.awake if memory.takes(slot.backend, short)]
             if not helpful:
                 return sizes[-1]
@@ -123,8 +122,8 @@ class Room:
             await self._put_to_rest(slot)
 
     def _check(self, load: _Load, size: Need, used: Counter[str], alone: Mapping[str, int]) -> None:
-        """Raises ModelError if a GPU has no room for the backend even without the models ``awake``."""
-        left = load.left(used)
+        """Raises ModelError if a GPU has no room for the backend even without all models that may leave."""
+        left = load.left(self.models.staying(used, busy=True))
         if lacking := memory.short(size, left, alone):
             raise ModelError(str(memory.too_large(load.backend.name, size, left, alone, lacking[0])))
 
