@@ -11,10 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from inferd import cli, errors
 from inferd.cli import inputs, options, output, progress
+from inferd.cli.say import say
 from inferd.client import Done
 from inferd.engine.local import llamacpp
 from inferd.wire import bounds
@@ -152,6 +154,16 @@ def test_an_answer_ends_its_line_once(pieces: list[str], written: str) -> None:
         answer.write(piece)
     answer.end()
     assert stream.getvalue() == written
+
+
+@pytest.mark.parametrize(("value", "coloured"), [("1", False), ("", True)])
+def test_no_color_turns_colours_off(value: str, coloured: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("NO_COLOR", value)
+    say("config", head=click.style("ok  ", fg="green"))
+    assert ("\x1b" in terminal.getvalue()) is coloured
+    assert terminal.getvalue().endswith("config\n")
 
 
 def test_an_answer_cannot_control_the_terminal() -> None:

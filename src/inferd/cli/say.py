@@ -6,6 +6,7 @@ text can control the terminal.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -16,8 +17,9 @@ from inferd.controls import harmless, to_json
 
 def say(text: object = "", *, err: bool = False, head: str = "") -> None:
     """Prints ``head``, ``text`` and a line feed to stdout or, with ``err``, to stderr. ``head`` is trusted
-    text and may have colours."""
-    click.echo(head + harmless(str(text)), err=err)
+    text and may have colours, which are left out if NO_COLOR is set."""
+    colour = False if os.environ.get("NO_COLOR") else None  # None: if the stream is a terminal
+    click.echo(head + harmless(str(text)), err=err, color=colour)
 
 
 def say_status(text: str) -> None:

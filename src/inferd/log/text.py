@@ -44,7 +44,7 @@ class TextSink:
         self.missed = 0
         self._stream = stream
         self._background = background
-        self._colour = stream.isatty() and "NO_COLOR" not in os.environ
+        self._colour = stream.isatty() and not os.environ.get("NO_COLOR")
         self._batches: queue.SimpleQueue[Sequence[Entry] | None] = queue.SimpleQueue()
         self._taken = self._written = 0  # changed by write() and by the stderr thread
         self._thread = threading.Thread(target=self._write_all, name="log-stderr", daemon=True)
