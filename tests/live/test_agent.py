@@ -96,7 +96,8 @@ def test_names_a_missing_bridge_model_or_agent(
     for name in ("PATH", "HOME"):
         monkeypatch.setenv(name, str(tmp_path))
     for arguments, code, sentence in (
-        (["http://127.0.0.1:1", "claude"], 3, "inferd serve --http"),
+        (["http://127.0.0.1:1", "claude"], 3, "Connection refused); start one with `inferd serve --http`"),
+        (["http://[::1", "claude"], 2, "http://[::1 is not an address"),
         ([bridge.base, "claude"], 2, "npm install -g @anthropic-ai/claude-code"),
         ([bridge.base.removeprefix("http://"), "claude"], 2, "npm install -g @anthropic-ai/claude-code"),
         ([bridge.base, "--model", "none", "claude"], 2, "served are: mock"),

@@ -82,9 +82,12 @@ def find(url: str | None, model: str | None) -> Served:
         if answer.status_code == httpx.codes.UNAUTHORIZED:
             raise KeyRefused(f"the HTTP bridge at {base} refuses the key; set INFERD_API_KEY to its key")
         listed: list[dict[str, Any]] = answer.json()["data"]
-    except (httpx.HTTPError, ValueError, LookupError, TypeError):
+    except httpx.InvalidURL as error:
+        raise UsageError(f"{base} is not an address: {error}") from None
+    except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
+        reason = str(error) if isinstance(error, httpx.HTTPError) else "another server answers"
         raise DaemonUnreachable(
-            f"no HTTP bridge answers at {base}; start one with `inferd serve --http`"
+            f"no HTTP bridge answers at {base} ({reason}); start one with `inferd serve --http`"
         ) from None
     writers = [each for each in listed if "completion" in each.get("capabilities", ())]
     names = [each["id"] for each in writers]
