@@ -155,7 +155,7 @@ def init(path: Path | None, model: str, model_path: Path | None, force: bool) ->
 def _write(path: Path, text: str, force: bool) -> None:
     """Writes a file atomically, with permissions that let only its owner read it. Replaces an existing file
     only with ``force``."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.parent / f".{path.name}.{os.getpid()}"
     try:
         make_private_dirs(path.parent)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -165,6 +165,8 @@ def _write(path: Path, text: str, force: bool) -> None:
             _place(temporary, path, force)
         finally:
             temporary.unlink(missing_ok=True)
+    except UnicodeEncodeError:
+        raise ConfigError("--model-path is not text in the encoding of your locale") from None
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         raise ConfigError(f"config file {path} cannot be made: {error.strerror}{where}") from None

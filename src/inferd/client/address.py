@@ -120,9 +120,10 @@ class Addresses:
         """Returns the address of ``surface``, or ``None`` if the address is unknown."""
         given, default = self._given.get(surface), paths.socket_path(surface)
         if given is not None:
+            if surface != "v1" or Path(given).name not in _names():
+                return given
             usual = Path(given).with_name(default.name)
-            other = surface == "v1" and Path(given).name in _names() - {default.name}
-            return usual if other and usual.exists() else given
+            return usual if usual.exists() else given
         v1 = self._given["v1"]
         if v1 is None:
             return default
