@@ -1,4 +1,5 @@
-"""No argument of any command ends in a traceback, in silence, or with control characters on the screen."""
+"""No argument of a command, and no variable, ends in a traceback, in silence, or with control characters on
+the screen."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import pytest
 
 from inferd import cli
 from inferd.cli import commands
+from inferd.config.settings import OPTIONS
 
 VALUES = (
     "",
@@ -68,6 +70,17 @@ def lines(line: tuple[str, ...], command: click.Command, value: str) -> Iterator
             yield [*line, *elsewhere, option.opts[0], value, *arguments]
     if len(arguments) > 1:
         yield [*line, *address, "--", *[value] * (len(arguments) - 1)]
+
+
+@pytest.mark.parametrize("variable", [option.env for option in OPTIONS if option.env] + ["INFERD_ADDRESS"])
+def test_an_odd_variable_gets_a_sentence(
+    variable: str, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for value in VALUES:
+        monkeypatch.setenv(variable, value)
+        for words in (["config", "show"], ["config", "check"], ["ps"]):
+            code = cli.main(words)
+            assert code == 0 or capsys.readouterr().err, (value, words)
 
 
 @pytest.mark.parametrize("value", VALUES)

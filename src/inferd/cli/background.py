@@ -98,7 +98,7 @@ def log_path(settings: Settings) -> Path:
 
 def _wait_for_boot(settings: Settings, model: str | None, show: Callable[[Frame], None]) -> None:
     ensure_private_dir(settings.lock.parent)
-    with Lock.wait(settings.lock.with_name("start.lock"), threading.Event(), lambda: None):
+    with Lock.wait(settings.lock.parent / "start.lock", threading.Event(), lambda: None):
         admin, child = _booting_daemon(settings, model)
     draining = False
 

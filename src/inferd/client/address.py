@@ -66,7 +66,7 @@ class Endpoint:
     def _runs_without(self) -> bool:
         """Whether a daemon seems to run without this surface. This is assumed if the directory of the missing
         socket has a v1 socket."""
-        return Path(self.text).with_name(paths.socket_path("v1").name).exists()
+        return (Path(self.text).parent / paths.socket_path("v1").name).exists()
 
 
 _GENERATION: tuple[paths.Surface, ...] = ("v1", "v2", "framed")

@@ -225,7 +225,7 @@ def _settings(chosen: Mapping[str, OptionValue], env: Mapping[str, str]) -> Sett
     if "uds" in chosen:
         # In the directory of the given socket, since another daemon may serve at the default path.
         for name in implicit:
-            values[f"{name}_addr"] = values["uds"].with_name(paths.socket_path(name, env).name)
+            values[f"{name}_addr"] = values["uds"].parent / paths.socket_path(name, env).name
     if values["http"] is not None and "queue_depth" not in chosen:
         values["queue_depth"] = QUEUE_DEPTH
     if values["api_key_file"] is not None:

@@ -52,7 +52,7 @@ def addresses(env: Mapping[str, str] | None = None) -> dict[Surface, str]:
             found[surface] = f"tcp://{in_file}"
     if env.get("INFERD_UDS") and "v1" in found and not found["v1"].startswith("tcp://"):
         # The daemon puts the v2 socket in the directory of a given v1 socket.
-        found.setdefault("v2", str(Path(found["v1"]).with_name(paths.socket_path("v2", env).name)))
+        found.setdefault("v2", str(Path(found["v1"]).parent / paths.socket_path("v2", env).name))
     admin = env.get("INFERD_ADMIN_ADDR") or file.get("admin_addr")
     if isinstance(admin, str):
         found["admin"] = admin
