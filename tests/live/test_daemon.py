@@ -173,6 +173,9 @@ def test_an_address_that_cannot_be_served_ends_the_boot(
     [
         {"tcp": "0.0.0.0:47399"},
         {"group": "no-such-group"},
+        {"tcp": "{taken}"},
+        {"v2_tcp": "{taken}"},
+        {"uds": __file__},
         {"http": "127.0.0.1:0", "http_key_file": __file__},
         {"http": "127.0.0.1:0", "http_cert": __file__},
     ],
@@ -180,7 +183,10 @@ def test_an_address_that_cannot_be_served_ends_the_boot(
 def test_a_setting_that_cannot_be_used_ends_the_boot_before_the_models_are_built(
     daemon: Start, options: dict[str, str]
 ) -> None:
-    assert daemon(mock={"hold": "build"}, **options).wait() == 1
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        taken = f"127.0.0.1:{listener.getsockname()[1]}"
+        given = {name: value.format(taken=taken) for name, value in options.items()}
+        assert daemon(mock={"hold": "build"}, **given).wait() == 1
 
 
 def test_tcp_with_a_key(daemon: Start) -> None:

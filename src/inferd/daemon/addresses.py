@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,6 +87,18 @@ def check(settings: Settings, passed: Mapping[str, Bound]) -> None:
     for name, (tcp, _) in _pairs(settings).items():
         if tcp is not None and name in settings.surfaces and name not in passed:
             bind.check_key(tcp, has_key=settings.api_key is not None)
+
+
+def check_free(settings: Settings, bound: Container[str]) -> None:
+    """Raises AddressError if an address that the configuration names is taken, or cannot be a socket. Skips
+    the surfaces that are ``bound`` already."""
+    for name, (tcp, path) in _pairs(settings).items():
+        if name not in settings.surfaces or name in settings.implicit_surfaces or name in bound:
+            continue
+        if tcp is not None:
+            bind.bind_tcp(tcp, has_key=settings.api_key is not None).close()
+        elif path is not None:
+            bind.check_path(path)
 
 
 def bind_metrics(address: str, group: str | None) -> Bound:

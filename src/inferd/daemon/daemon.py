@@ -183,7 +183,7 @@ class Daemon:
             from inferd.daemon import bridge
 
             bridge.check(settings)
-        addresses.check(settings, self._places.passed)  # fail before a model is fetched and loaded
+        self._places.check(settings)
         held.push_async_callback(self._spare.close)
         held.push_async_callback(self._backends.close)
         held.push_async_callback(self._models.close)

@@ -72,6 +72,12 @@ class Places:
         found = ((name, self._sockets[name]) for name in names)
         return {name: bound for name, bound in found if bound is not None}
 
+    def check(self, settings: Settings) -> None:
+        """Raises AddressError if a socket cannot be bound. Without this check, :meth:`bind` would raise the
+        error, but only after the models are fetched and loaded."""
+        addresses.check(settings, self.passed)
+        addresses.check_free(settings, {"admin", *self.passed, *self._sockets})
+
     def close(self) -> None:
         """Closes the sockets and releases the lock. A second call does nothing."""
         self._held.close()

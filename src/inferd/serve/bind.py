@@ -64,14 +64,31 @@ class Bound(NamedTuple):
                 self.file[0].unlink()
 
 
-def bind_unix(path: Path, mode: int, group: str | None = None) -> Bound:
-    """Binds a Unix socket at ``path`` with the file mode ``mode``. If ``group`` is given, the socket's file
-    belongs to this group."""
+def check_path(path: Path) -> bool:
+    """Returns whether there is a socket at ``path``. Raises AddressError if ``path`` is too long for a
+    socket, or if another file is there."""
     if len(os.fsencode(path)) > MAX_UNIX_PATH_BYTES:
         raise AddressError(
             f"socket path {path} is longer than the {MAX_UNIX_PATH_BYTES} bytes that the system allows;"
             " choose a shorter one"
         )
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise AddressError(f"cannot make the socket {path}: {error.strerror or error}") from error
+    if stat.S_ISLNK(mode):
+        raise AddressError(f"{path} is a symbolic link; remove it or choose another socket path")
+    if not stat.S_ISSOCK(mode):
+        raise AddressError(f"{path} exists and is not a socket; remove it or choose another socket path")
+    return True
+
+
+def bind_unix(path: Path, mode: int, group: str | None = None) -> Bound:
+    """Binds a Unix socket at ``path`` with the file mode ``mode``. If ``group`` is given, the socket's file
+    belongs to this group."""
+    check_path(path)  # before the directories are made
     gid = -1 if group is None else group_id(group)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     umask = os.umask(0o077)
@@ -129,14 +146,8 @@ def group_id(group: str) -> int:
 def _make_way(path: Path) -> None:
     """Removes the socket at ``path`` if no process serves on it. Raises AddressError if a process serves on
     this socket, or if ``path`` is not a socket."""
-    try:
-        found = path.lstat()
-    except FileNotFoundError:
+    if not check_path(path):
         return
-    if stat.S_ISLNK(found.st_mode):
-        raise AddressError(f"{path} is a symbolic link; remove it or choose another socket path")
-    if not stat.S_ISSOCK(found.st_mode):
-        raise AddressError(f"{path} exists and is not a socket; remove it or choose another socket path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         outcome = probe.connect_ex(str(path))
