@@ -94,13 +94,15 @@ def test_three_files_of_the_daemon_start_a_program_and_no_other() -> None:
         if path in (FETCHES_BY_PIP, STARTS_ENGINES):
             assert [use.rpartition(" ")[2] for use in found] == ["subprocess", "subprocess.Popen"]
         elif path == STARTS_BRIDGE:
-            assert [use.rpartition(" ")[2] for use in found] == ["asyncio.create_subprocess_exec"]
+            starts = [use.rpartition(" ")[2] for use in found]
+            assert starts == ["subprocess", "subprocess.run", "asyncio.create_subprocess_exec"]
         else:
             assert found == []
 
 
-def test_the_bridge_is_our_own_interpreter_with_fixed_arguments() -> None:
+def test_the_bridge_and_its_check_are_our_own_interpreter_with_fixed_arguments() -> None:
     assert (sys.executable, "-m", "inferd.http") == bridge.COMMAND
+    assert (sys.executable, "-m", "inferd.http.files") == bridge.CHECK
 
 
 def test_the_engine_starts_no_program() -> None:

@@ -39,6 +39,7 @@ def pass_on_log(at_least: int = 0) -> str:
 def loading(cancelled: threading.Event) -> Iterator[None]:
     """A context manager for a load. Adds llama.cpp's reason to a ``ModelError``. Raises ``BootCancelled`` if
     the load succeeds but ``cancelled`` is set."""
+    pass_on_log()  # an earlier error is not the reason of this load's
     try:
         yield
     except ModelError as error:
