@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,20 @@ class Receive:
 
 def piece(data: bytes, *, more: bool) -> dict[str, Any]:
     return {"type": "http.request", "body": data, "more_body": more}
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (gzip.compress(b"{}"), "the body is compressed"),
+        (b"\x28\xb5\x2f\xfd\x00", "the body is compressed"),
+        (b'{"a": "gr\xfc\xdf"}', "the body is not UTF-8 text"),
+        (b"{", "the body is not valid JSON"),
+    ],
+)
+async def test_a_body_that_is_no_json_is_refused_with_its_reason(data: bytes, reason: str) -> None:
+    with pytest.raises(BadField, match=reason):
+        await body.read(SCOPE, Receive([piece(data, more=False)]), lambda value: value)
 
 
 async def test_a_body_in_pieces() -> None:

@@ -20,6 +20,8 @@ PIECE_SECS = 30.0
 PIECE_BYTES = 1024 * 1024
 # A body of this size or more is parsed in a thread, so that it does not block other requests.
 LARGE_BYTES = 128 * 1024
+# The first bytes of gzip and of zstd.
+_COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")
 
 R = TypeVar("R")
 
@@ -123,4 +125,8 @@ def _parsed(data: bytes) -> Any:
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError as error:
+        if data.startswith(_COMPRESSED):
+            raise BadField(None, "the body is compressed; send it uncompressed") from None
+        if str(error).startswith("str is not valid UTF-8"):
+            raise BadField(None, "the body is not UTF-8 text") from None
         raise BadField(None, f"the body is not valid JSON: {error}") from None
