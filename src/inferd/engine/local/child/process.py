@@ -32,8 +32,6 @@ from inferd.errors import InferdError, ModelError
 from inferd.progress import Progress
 
 _BUSY_BEAT_SECS, _IDLE_BEAT_SECS = 1.0, 4.0
-_MOST_ASKS = 2
-"""A process asks for the memory of the whole model, and then for that of the layers that fit."""
 
 _log = log.get("engine")
 
@@ -147,13 +145,15 @@ class EngineProcess:
         self._progress = progress
         self._link.send(m.LOAD, 0, m.encode(load), duplicates(fds))
         self._beat_soon()
-        for _ in range(_MOST_ASKS):
+        for asks_again in (True, False):  # for the whole model, and then for the layers that fit
             if grant is None:
                 break
             await asyncio.wait((self._load, self._needs), return_when=asyncio.FIRST_COMPLETED)
             if self._load.done():
                 break
-            needs, self._needs = self._needs.result(), self._loop.create_future()
+            needs = self._needs.result()
+            if asks_again:
+                self._needs = self._loop.create_future()
             await self._ask(grant, needs)
         self.loaded = await asyncio.shield(self._load)
         return self.loaded

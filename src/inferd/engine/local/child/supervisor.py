@@ -56,7 +56,7 @@ end the process."""
 
 T = TypeVar("T")
 Choose = Callable[[Needs], Awaitable[m.Granted]]
-"""Waits until there is room for a model, and returns the context to load."""
+"""Waits until there is room for a model, and returns the answer to its process."""
 
 _log = log.get("engine")
 
