@@ -111,12 +111,14 @@ def test_a_value_out_of_its_bounds_is_an_error_of_the_flag(
     assert not (home / "inferd").exists()
 
 
-def test_tools_in_openais_form_are_accepted() -> None:
+def test_tools_in_other_forms_are_accepted() -> None:
     schema = {"type": "object", "properties": {"city": {"type": "string"}}}
     function = {"name": "weather", "description": "Tells it.", "parameters": schema, "strict": True}
     ours = {"name": "weather", "description": "Tells it.", "input_schema": schema}
     assert inputs.tools(json.dumps([{"type": "function", "function": function}])) == [ours]
     assert inputs.tools(json.dumps(ours)) == [ours]
+    listed = {"name": "weather", "description": "Tells it.", "inputSchema": schema, "annotations": {}}
+    assert inputs.tools(json.dumps({"tools": [listed], "nextCursor": "x"})) == [ours]
     with pytest.raises(
         errors.UsageError, match="the JSON on the command line must hold a JSON array of tools"
     ):

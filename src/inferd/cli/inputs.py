@@ -65,10 +65,12 @@ def tools(given: str) -> list[dict[str, Any]]:
     """Returns the tools in the form that the v2 protocol requires. ``given`` is the JSON of one tool or of a
     list of tools, or the name of a file.
 
-    OpenAI's form of a tool is accepted, too: an object ``function``, in which the schema is called
-    ``parameters``.
+    Two other forms are accepted: OpenAI's, an object ``function`` in which the schema is called
+    ``parameters``, and the answer of an MCP server to ``tools/list``.
     """
     found = _json(given)
+    if isinstance(found, dict) and isinstance(found.get("tools"), list):
+        found = found["tools"]
     return [_tool(each, given) for each in (found if isinstance(found, list) else [found])]
 
 
@@ -79,6 +81,12 @@ def _tool(given: Any, source: str) -> dict[str, Any]:
         tool.setdefault("description", "")
         tool["input_schema"] = tool.pop("parameters", {"type": "object"})
         tool.pop("strict", None)
+    if isinstance(tool, dict) and {"name", "inputSchema"} <= tool.keys():
+        tool = {
+            "name": tool["name"],
+            "description": tool.get("description", ""),
+            "input_schema": tool["inputSchema"],
+        }
     if not isinstance(tool, dict) or not {"name", "description", "input_schema"} <= tool.keys():
         raise UsageError(
             f"{_named(source)} must hold a JSON array of tools, each with"

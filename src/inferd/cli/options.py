@@ -152,7 +152,7 @@ def tool_options(command: F) -> F:
                 metavar="FILE|JSON",
                 help=(
                     "A JSON array of the tools that the model may call. Each tool has name, description "
-                    "and input_schema, or OpenAI's form."
+                    "and input_schema, or the form of OpenAI or of an MCP server's tools/list."
                 ),
             ),
             click.option(
