@@ -13,6 +13,7 @@ import weakref
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -156,10 +157,10 @@ def test_a_dry_run_tells_its_layers() -> None:
 class Asking:
     """A model in a process that asks for its memory."""
 
-    def __init__(self, *granted: Need | GpuRoom | Exception | None) -> None:
+    def __init__(self, *granted: Need | GpuRoom | Exception | None, **options: Any) -> None:
         self.asked: list[Needs] = []
         self.granted = iter(granted)
-        load = Load(name="m", model="m", path="m", n_ctx=1024, n_parallel=1, threads=1)
+        load = Load(name="m", model="m", path="m", n_ctx=1024, n_parallel=1, threads=1, **options)
         self.model = HostedModel(load, [os.open(random_llama(), os.O_RDONLY)], lambda *_: None)
         self.model.ask_first(self.grant, [1024, 512], always=True)
         self.pids: list[int] = []
@@ -239,6 +240,24 @@ async def test_a_process_offloads_as_many_layers_as_there_is_room_for(
         assert len(asking.asked) == 2
     finally:
         await model.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "least"), [({}, 0), ({"require_gpu": True}, 1), ({"force_backend": "vulkan"}, 1)]
+)
+async def test_a_gpu_that_must_be_used_gets_at_least_one_layer(
+    options: dict[str, Any], least: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "on_gpu.py").write_text(ON_GPU)
+    monkeypatch.setattr(spawned, "PROGRAM", "on_gpu")
+    monkeypatch.setattr(spawned, "environment", lambda: {"PYTHONPATH": str(tmp_path)})
+    asking = Asking(GpuRoom({"G0": 5}), ModelTooLarge("it does not fit"), **options)
+    try:
+        with pytest.raises(ModelTooLarge):
+            await asking.model.start()
+        assert [need.layers for need in asking.asked[1].sizes] == [least, least]
+    finally:
+        await asking.model.close()
 
 
 async def test_a_loaded_model_does_not_keep_its_grant() -> None:
