@@ -180,32 +180,24 @@ def dry_embedder(config: LlamaCppConfig, pooling: str | None) -> list[Need]:
         return [Need(config.n_ctx, *embedder.taken(), config.n_gpu_layers)]
 
 
-Measure = Callable[[LlamaCppConfig], list[Need]]
-
-
-def fitting_part(config: LlamaCppConfig, measure: Measure, room: Mapping[str, int], least: int) -> list[Need]:
-    """Returns the needs of a model with as many layers on the GPUs as fit into ``room``, the bytes on each
-    GPU. Returns one need for each that ``measure`` returns. The number of layers is at least ``least``, even
-    if these do not fit, and the first layer always stays on the CPU. Blocks; for each need, makes at most
-    about log2 of the model's layers dry runs."""
+def fitting_part(
+    config: LlamaCppConfig, measure: Callable[[LlamaCppConfig], Need], room: Mapping[str, int], least: int
+) -> Need:
+    """Returns the need of a model with as many layers on the GPUs as fit into ``room``, the bytes on each
+    GPU. The number of layers is at least ``least``, even if these do not fit, and the first layer always
+    stays on the CPU. Blocks; calls ``measure``, a dry run, about log2 of the model's layers times."""
     with loading(threading.Event()):
         counts = range(least, open_model(config, _go_on, dry=True).n_layer + 1)
 
     @functools.cache
-    def needs(layers: int) -> list[Need]:
+    def need(layers: int) -> Need:
         return measure(replace(config, n_gpu_layers=layers))
 
-    def most(index: int) -> Need:
-        """Returns the need with the most layers that fit."""
+    def too_large(layers: int) -> bool:
+        return any(size > room.get(gpu, size) for gpu, size in need(layers).gpus.items())
 
-        def too_large(layers: int) -> bool:
-            gpus = needs(layers)[index].gpus
-            return any(size > room.get(gpu, size) for gpu, size in gpus.items())
-
-        fitting = bisect.bisect_right(counts, False, key=too_large)
-        return needs(counts[max(0, fitting - 1)])[index]
-
-    return [most(index) for index in range(len(needs(least)))]
+    fitting = bisect.bisect_right(counts, False, key=too_large)
+    return need(counts[max(0, fitting - 1)])
 
 
 def _go_on(fraction: float) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import resource
 import sys
 import threading
@@ -10,13 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from inferd.engine.backend import Needs
+from inferd.engine.backend import Need, Needs
 from inferd.engine.local import _llama, file_pages, power
 from inferd.engine.local.child.messages import Granted, Load, Template
 from inferd.engine.local.embedding import EmbeddingModel
 from inferd.engine.local.llamacpp import LlamaCpp
 from inferd.engine.local.loading import PREPARING_STACK_BYTES, accelerator_of, loading, preparing_threads
-from inferd.engine.local.opening import LlamaCppConfig, Measure, dry_embedder, dry_run, fitting_part
+from inferd.engine.local.opening import LlamaCppConfig, dry_embedder, dry_run, fitting_part
 from inferd.engine.local.rpc.workers import parts_of, reach
 from inferd.errors import ModelError
 from inferd.progress import Progress
@@ -92,17 +91,18 @@ def load_model(
 def _ask_for_gpu(
     load: Load, config: LlamaCppConfig, embeds: bool, ask: Callable[[Needs], Granted]
 ) -> Granted:
-    measure: Measure = functools.partial(dry_run, contexts=load.contexts)
-    if embeds:
-        measure = functools.partial(dry_embedder, pooling=load.embed_pooling)
-    whole = Needs(tuple(measure(config)), _llama.free_of_gpus(), _gpus())
+    def measure(config: LlamaCppConfig, contexts: Sequence[int]) -> list[Need]:
+        return dry_embedder(config, load.embed_pooling) if embeds else dry_run(config, contexts)
+
+    whole = Needs(tuple(measure(config, load.contexts)), _llama.free_of_gpus(), _gpus())
     granted = ask(whole)
     if granted.room is None:
         return granted
     least = 1 if load.require_gpu or load.force_backend else 0
-    sizes = fitting_part(config, measure, granted.room, least)
+    shortest = load.contexts[-1:]
+    part = fitting_part(config, lambda each: measure(each, shortest)[0], granted.room, least)
     # Not what is free now: if it were a little less, the layers would no longer fit.
-    return ask(whole._replace(sizes=tuple(sizes)))
+    return ask(whole._replace(sizes=(part,)))
 
 
 def analyse_template(load: Load, fd: int) -> Template:
