@@ -229,7 +229,12 @@ LEAF = {
     "required": ["kind", "size"],
     "additionalProperties": False,
 }
-OPEN = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+OPEN = {
+    "type": "object",
+    "properties": {"a": {"type": "integer"}},
+    "required": ["a"],
+    "additionalProperties": True,
+}
 PAIR = {"type": "array", "prefixItems": [{"type": "string"}, {"type": "integer"}], "minItems": 1}
 COMBINED: list[tuple[dict[str, Any], list[Any], list[Any]]] = [
     (OPEN, [{"a": 1}, {"a": 1, "b": ["x", {}]}], [{"b": 1}, {"a": "x"}, 3]),

@@ -66,7 +66,7 @@ REFUSED = [
     ({"$schema": DRAFT_7, "items": [{"uniqueItems": True}]}, "at /items/0/uniqueItems"),
     ({"$schema": DRAFT_7, "items": [True], "additionalItems": {"not": STRING}}, "at /additionalItems/not"),
     (
-        {"type": "object", "properties": {"a": True, "b": True}, "minProperties": 1},
+        {"properties": {"a": True, "b": True}, "minProperties": 1, "additionalProperties": True},
         "at /minProperties: `minProperties`",
     ),
     (
@@ -198,7 +198,7 @@ def test_properties_called_like_keywords_are_properties() -> None:
 
 
 def test_an_answer_cannot_spell_a_declared_name_with_escapes() -> None:
-    held = hold({"type": "object", "properties": {"a": {"const": 1}}})
+    held = hold({"type": "object", "properties": {"a": {"const": 1}}, "additionalProperties": True})
     assert allows(held, '{"b":2}')
     assert not allows(held, '{"\\u0061":2}')
 

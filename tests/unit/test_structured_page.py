@@ -62,8 +62,8 @@ ROWS: dict[str, list[Tried]] = {
         object_({"c": 1}, {}, minProperties=1),
         object_({"c": 1, "d": 2}, {"c": 1, "d": 2, "e": 3}, maxProperties=2),
     ],
-    "`minProperties`, `maxProperties` beside optional properties": [
-        object_({"a": 1}, {}, properties=TWO, minProperties=1),
+    "`minProperties`, `maxProperties` beside optional and undeclared properties": [
+        object_({"a": 1}, {}, properties=TWO, minProperties=1, additionalProperties=True),
         object_({"a": 1}, {"a": 1, "b": 2}, properties=TWO, maxProperties=1, additionalProperties=True),
     ],
     "`items`, `prefixItems`, `minItems`, `maxItems`": [

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, unquote
 
-from inferd.engine.local.schema import schema_numbers, schema_patterns
+from inferd.engine.local.schema import closed_objects, schema_numbers, schema_patterns
 from inferd.engine.local.schema.schema_places import (
     KEYWORDS,
     LIST,
@@ -40,7 +40,6 @@ _OLD_DRAFTS = re.compile(r"draft-0[3-7]")
 FORMATS = frozenset(
     ("date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "unknown", "uri", "uuid")
 )
-_SAYS_MORE = frozenset(("$ref", "additionalProperties", "allOf", "anyOf", "oneOf", "patternProperties"))
 _COMBINES = frozenset(("$ref", "allOf", "anyOf", "oneOf"))
 _STANDS_ASIDE = frozenset(("$defs", "definitions", "$comment", "title", "description", "default", "examples"))
 
@@ -60,18 +59,16 @@ class Rewritten:
 def rewrite(root: dict[str, Any], *, lenient: bool, is_tool: bool, compiles: Compiles) -> Rewritten:
     """Rewrites ``root``, a valid schema. ``compiles`` returns whether llguidance accepts a schema.
 
-    With ``is_tool``, ``root`` describes a tool's arguments, which are an object. If ``root`` declares
-    properties, and no keyword could allow further properties, the rewritten schema forbids undeclared
-    properties. Raises ``InvalidRequest`` with the JSON pointer of a keyword that cannot be used.
+    With ``is_tool``, ``root`` describes a tool's arguments, which are an object. Raises ``InvalidRequest``
+    with the JSON pointer of a keyword that cannot be used.
     """
+    closed_objects.close(root, is_tool=is_tool)
     work = _Rewriter(root, lenient, compiles)
     if is_tool:
         root.setdefault("type", "object")
     schema = work.schema(root, "", 0)
     if not isinstance(schema, dict):
         raise refusal("/not", "no value can follow this schema")
-    if is_tool and schema.get("properties") and not _SAYS_MORE & schema.keys():
-        schema["additionalProperties"] = False
     return Rewritten(schema, tuple(work.dropped))
 
 
