@@ -56,6 +56,8 @@ def test_an_object_with_properties_is_closed(schema: dict[str, Any], expected: d
         ({**A, "patternProperties": {"^x": True}},),
         ({**A, "required": ["b"]},),
         ({**A, "minProperties": 2},),
+        ({"properties": {"a": True, "b": False}, "minProperties": 2},),
+        ({"properties": {"b": False}},),
         # A part needs what another part declares, or may need it.
         ({"allOf": [A, {**B, "required": ["b"]}]},),
         ({"properties": {"x": A, "y": {"allOf": [A, B]}}},),

@@ -47,10 +47,10 @@ def _spans(schema: dict[str, Any]) -> bool:
 
 
 def _may_close(schema: dict[str, Any]) -> bool:
-    properties = schema.get("properties") or {}
+    possible = {name for name, part in schema.get("properties", {}).items() if part is not False}
     return (
-        properties != {}
+        bool(possible)
         and not _DECIDES & schema.keys()
-        and set(schema.get("required", ())) <= properties.keys()
-        and schema.get("minProperties", 0) <= len(properties)
+        and set(schema.get("required", ())) <= possible
+        and schema.get("minProperties", 0) <= len(possible)
     )
