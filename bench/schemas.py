@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,15 @@ def is_valid(schema: dict[str, Any], text: str) -> bool:
     exact = json.loads(json.dumps(schema), parse_float=Decimal)
     kind = validators.validator_for(exact, default=jsonschema.Draft202012Validator)
     checked = kind(exact, format_checker=kind.FORMAT_CHECKER)
-    return bool(checked.is_valid(json.loads(text, parse_float=Decimal)))
+    return bool(checked.is_valid(json.loads(text, parse_float=_number)))
+
+
+def _number(text: str) -> Decimal | float:
+    """Returns the exact number, or the nearest float if the exponent is too large for a Decimal."""
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        return float(text)
 
 
 def begins_one(engine: LlamaCpp, schema: object, text: str) -> bool:
