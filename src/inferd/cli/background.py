@@ -180,7 +180,7 @@ def _start(settings: Settings, model: str | None = None) -> subprocess.Popen[byt
 
 def _replaces_default(settings: Settings, model: str) -> bool:
     """Whether a new daemon should serve ``model`` instead of the default model, because only ``model`` is in
-    the store. Otherwise the daemon would first download a model that nobody has asked for."""
+    the store. Otherwise the daemon would first download the default model."""
     from inferd.store.fetch import resolve
     from inferd.store.models import ModelStore
 
