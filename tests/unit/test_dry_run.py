@@ -219,7 +219,8 @@ async def test_a_process_offloads_as_many_layers_as_there_is_room_for(
 ) -> None:
     (tmp_path / "on_gpu.py").write_text(ON_GPU)
     monkeypatch.setattr(spawned, "PROGRAM", "on_gpu")
-    monkeypatch.setattr(spawned, "environment", lambda: {"PYTHONPATH": str(tmp_path)})
+    environment = {**spawned.environment(), "PYTHONPATH": str(tmp_path)}
+    monkeypatch.setattr(spawned, "environment", lambda: environment)
     part = Need(512, 7, {"G0": 20}, 2)
     asking = Asking(GpuRoom({"G0": 25}), part)
     model = asking.model
@@ -248,7 +249,8 @@ async def test_a_gpu_that_must_be_used_gets_at_least_one_layer(
 ) -> None:
     (tmp_path / "on_gpu.py").write_text(ON_GPU)
     monkeypatch.setattr(spawned, "PROGRAM", "on_gpu")
-    monkeypatch.setattr(spawned, "environment", lambda: {"PYTHONPATH": str(tmp_path)})
+    environment = {**spawned.environment(), "PYTHONPATH": str(tmp_path)}
+    monkeypatch.setattr(spawned, "environment", lambda: environment)
     asking = Asking(GpuRoom({"G0": 5}), ModelTooLarge("it does not fit"), **options)
     try:
         with pytest.raises(ModelTooLarge):
