@@ -51,3 +51,11 @@ def test_a_certificate_is_usable_with_its_own_private_key_alone(tmp_path: Path) 
     files.check(None, tmp_path / "own", tmp_path / "own.key")
     with pytest.raises(ConfigError, match=r"the certificate .* cannot be used"):
         files.check(None, tmp_path / "own", tmp_path / "other.key")
+
+
+def test_a_key_file_without_a_key_is_refused_before_the_bridge_starts(tmp_path: Path) -> None:
+    """Otherwise the bridge would end at each start, while its daemon says that it is ready."""
+    empty = tmp_path / "keys"
+    empty.touch(0o600)
+    with pytest.raises(ConfigError, match="holds no key"):
+        files.check(empty, None, None)

@@ -97,13 +97,14 @@ def _check_addresses(given: LoadedConfig) -> None:
     """Raises an error if an address needs an API key, if the group of the sockets does not exist, or if the
     HTTP bridge cannot use one of its files."""
     from inferd.daemon import addresses
+    from inferd.daemon.bridge import has_keys
     from inferd.http import files
     from inferd.serve import bind
 
     settings = given.settings
     addresses.check(settings, {})
     if settings.http is not None:
-        bind.check_key(settings.http, has_key=bool(settings.api_key or settings.http_key_file))
+        bind.check_key(settings.http, has_key=has_keys(settings))
         files.check(settings.http_key_file, settings.http_cert, settings.http_key)
 
 

@@ -12,13 +12,17 @@ import sys
 from pathlib import Path
 
 from inferd.errors import ConfigError
-from inferd.http import keys
+from inferd.http.keys import Keys
 
 
 def check(key_file: Path | None, cert: Path | None, cert_key: Path | None) -> None:
     """Raises ConfigError if a file cannot be used."""
-    if key_file is not None:
-        keys.load(key_file)
+    Keys(key_file)
+    check_certificate(cert, cert_key)
+
+
+def check_certificate(cert: Path | None, cert_key: Path | None) -> None:
+    """Raises ConfigError if the certificate cannot be used with its private key."""
     if cert is not None:
         try:
             ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(cert, cert_key)

@@ -147,7 +147,7 @@ class Keys:
         self._stamp: tuple[int, ...] = ()
         self._checked = 0.0
         if path is not None:
-            self._keys, self._stamp = load(path)
+            self._keys, self._stamp = _load(path)
             if not self._keys:
                 raise ConfigError(f"{path} holds no key; a line is a name and a key")
         elif single:
@@ -177,7 +177,7 @@ class Keys:
         try:
             if _stamp_of(self._path) == self._stamp:
                 return
-            keys, self._stamp = load(self._path)
+            keys, self._stamp = _load(self._path)
         except (ConfigError, OSError) as error:
             _log.warn("http_keys_unusable", reason=str(error))
             return
@@ -194,8 +194,7 @@ def _stamp_of(path: Path) -> tuple[int, ...]:
     return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
-def load(path: Path) -> tuple[list[Key], tuple[int, ...]]:
-    """Returns the keys of a file, and the stamp of the file. Raises ConfigError."""
+def _load(path: Path) -> tuple[list[Key], tuple[int, ...]]:
     try:
         found, text = path.stat(), path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:

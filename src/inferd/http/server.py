@@ -81,8 +81,8 @@ def run(setup: Setup, *, supervised: bool = False) -> int:
     key_file, cert, cert_key = (
         None if path is None else Path(path) for path in (setup.key_file, setup.cert, setup.cert_key)
     )
-    files.check(key_file, cert, cert_key)
     keys = Keys(key_file, setup.single_key)
+    files.check_certificate(cert, cert_key)
     bridge = Bridge(
         Options(
             addresses=setup.addresses,

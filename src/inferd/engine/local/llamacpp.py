@@ -41,6 +41,7 @@ from inferd.engine.local.opening import (
     open_engine,
     open_model,
     taken,
+    uses_gpu,
 )
 from inferd.engine.local.past.ahead import Ahead, Ended
 from inferd.engine.local.past.answers import Answers, Keeper
@@ -118,7 +119,7 @@ class LlamaCpp(Backend):
         self._thread = threading.Thread(target=engine.run, name="inferd-engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self.states: EngineStates | None = None
-        self.gpus = taken(config, engine)[1]
+        self.gpus = taken(config, engine)[1] if uses_gpu(config) else {}
         """The bytes of the model on each GPU."""
 
     @classmethod

@@ -15,7 +15,7 @@ _DECLARES = frozenset(("$anchor", "$defs", "$id", "definitions", "id", "type"))
 _COMBINES = frozenset(("$ref", "anyOf", "oneOf"))
 _LISTS = frozenset(("const", "enum"))
 _CONTAINS = frozenset(("items", "prefixItems", "properties"))
-_DECIDES = frozenset(("additionalProperties", "const", "enum", "patternProperties"))
+_DECIDES = frozenset(("additionalProperties", "patternProperties"))
 
 # With one of these, a schema may need a property that only another of its parts declares.
 _SPANS = frozenset(
