@@ -5,6 +5,10 @@ from __future__ import annotations
 from msgspec import Struct
 from msgspec.structs import replace
 
+MAX_TOKENS = 1000
+"""The token limit for a request that sets none, on a local model, and on a remote one over v1, which promises
+that an answer ends."""
+
 
 class SamplingParams(Struct, frozen=True, kw_only=True):
     """The sampling settings of one request, already validated.

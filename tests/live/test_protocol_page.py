@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from inferd.engine.local import llamacpp, suggested
+from inferd import sampling
+from inferd.engine.local import suggested
 from inferd.wire import admin, attachments, embed, rerank, v1, v2
 from tests.daemon_process import DaemonProcess, Wire
 
@@ -220,4 +221,4 @@ def test_the_defaults_are_those_of_the_code() -> None:
     assert float(shown["temperature"]) == suggested.DEFAULTS.temperature
     assert float(shown["top_p"]) == suggested.DEFAULTS.top_p
     assert int(shown["top_k"]) == suggested.DEFAULTS.top_k
-    assert int(shown["max_tokens"]) == llamacpp.MAX_TOKENS
+    assert int(shown["max_tokens"]) == sampling.MAX_TOKENS

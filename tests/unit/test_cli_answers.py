@@ -14,11 +14,10 @@ from typing import Any
 import click
 import pytest
 
-from inferd import cli, errors
+from inferd import cli, errors, sampling
 from inferd.cli import inputs, options, output, progress
 from inferd.cli.say import say
 from inferd.client import Done
-from inferd.engine.local import llamacpp
 from inferd.wire import bounds
 from tests.cases import cases
 from tests.daemon_process import until
@@ -199,7 +198,7 @@ def test_an_incomplete_answer_is_reported(capsys: pytest.CaptureFixture[str]) ->
     ):
         output.check_done(cut, choices)
         assert capsys.readouterr().err.strip() == said
-    assert bounds.MAX_TOKENS == llamacpp.MAX_TOKENS == 1000
+    assert bounds.MAX_TOKENS == sampling.MAX_TOKENS == 1000
 
 
 def test_on_a_terminal_an_error_in_the_middle_of_an_answer_has_its_own_line(

@@ -20,4 +20,5 @@ MAX_SAMPLING_NUMBER = 100.0
 """Far above any useful value; keeps float32 arithmetic on logits finite."""
 
 MAX_TOKENS = 1000
-"""The token limit of a local model for a request that sets none. The engine has its own copy."""
+"""The token limit of a local model for a request that sets none. The engines have it from
+:mod:`inferd.sampling`, which takes longer to import."""

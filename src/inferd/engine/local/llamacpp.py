@@ -56,6 +56,7 @@ from inferd.engine.local.suggested import DEFAULTS, suggested
 from inferd.engine.requests import GenerateRequest
 from inferd.errors import BackendInternal, InferdError, InvalidRequest, ModelError, NotReady, Unavailable
 from inferd.progress import Progress
+from inferd.sampling import MAX_TOKENS
 
 _log = log.get("llamacpp")
 
@@ -64,7 +65,6 @@ _FAILURES: dict[str, type[InferdError]] = {
     "unavailable": Unavailable,
     "broken": BackendInternal,
 }
-MAX_TOKENS = 1000
 
 
 class LlamaCpp(Backend):

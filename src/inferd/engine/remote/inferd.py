@@ -48,11 +48,9 @@ from inferd.errors import (
     Unavailable,
     UsageError,
 )
-from inferd.sampling import NAMES
+from inferd.sampling import MAX_TOKENS, NAMES
 
 CONNECT_SECS = 10.0
-# The token limit for a v1 request that sets none, because v1 promises that an answer ends.
-_TEXT_MAX_TOKENS = 1000
 # A larger request is encoded in a thread, so that it does not block the event loop.
 _ASIDE_CHARS = 256 * 1024
 
@@ -163,7 +161,7 @@ class Inferd(Backend):
         ]
         given = {
             **{name: getattr(sampling, name) for name in NAMES},
-            "max_tokens": request.max_tokens if request.max_tokens or request.typed else _TEXT_MAX_TOKENS,
+            "max_tokens": request.max_tokens if request.max_tokens or request.typed else MAX_TOKENS,
             "stop": list(request.stop) or None,
             "grammar": request.grammar or None,
             "json_schema": orjson.Fragment(request.json_schema) if request.json_schema else None,

@@ -14,10 +14,7 @@ from msgspec.structs import asdict
 
 from inferd.engine.remote.pictures import as_base64
 from inferd.engine.requests import GenerateRequest, Media, Message, Tool
-from inferd.sampling import SamplingParams
-
-# The token limit for a v1 request that sets none, because v1 promises that an answer ends.
-_TEXT_MAX_TOKENS = 1000
+from inferd.sampling import MAX_TOKENS, SamplingParams
 
 _NEUTRAL = {"min_p": 0.0, "repeat_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 
@@ -32,7 +29,7 @@ def chat(model: str, request: GenerateRequest, *, top_k: bool = False) -> bytes:
     }
     max_tokens = request.max_tokens
     if max_tokens is None and not request.typed:
-        max_tokens = _TEXT_MAX_TOKENS
+        max_tokens = MAX_TOKENS
     given = {
         "max_tokens": max_tokens,
         **_sampling(request.sampling),
